@@ -1,0 +1,25 @@
+// Package tracer traces TCP state transitions on a Linux host with eBPF, and
+// counts the sockets in each state.
+//
+// A [Tracer] attaches to the kernel's state changes, counts every one of them
+// in a kernel map ([Tracer.Counters]) and streams them ([Tracer.Events]). A
+// [Census] is a count of the sockets that exist now; it needs no tracer.
+//
+// # What it sees that the tracepoint does not say
+//
+// The tracepoint sock:inet_sock_set_state never reports TIME_WAIT: when a
+// connection enters it, the kernel swaps the socket for a mini-socket and says
+// FIN_WAIT2→CLOSE, and it says the same when the connection is still in
+// FIN_WAIT2 without an owner. The tracer watches the timers of the mini-sockets
+// as well and reports FIN_WAIT2→TIME_WAIT when TIME_WAIT begins and
+// TIME_WAIT→CLOSE when it ends. [Event.Evidence] says which of the two saw it.
+//
+// # Requirements
+//
+// Linux 5.12 with BTF (/sys/kernel/btf/vmlinux), little-endian, and root or
+// CAP_BPF, CAP_PERFMON and CAP_SYSLOG; a census of other network namespaces
+// needs CAP_SYS_ADMIN. On other systems the package compiles and its entry
+// points return [ErrNotSupported].
+//
+// The package reads; it changes no socket, packet or setting.
+package tracer

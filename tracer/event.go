@@ -1,0 +1,165 @@
+package tracer
+
+import (
+	"bytes"
+	"net/netip"
+	"time"
+)
+
+// Event is one transition of one socket.
+//
+// Fields that the kernel could not tell are zero, and the documentation of
+// each says how to see that: a number that is not known is never guessed.
+type Event struct {
+	// Time is when the transition happened, from the kernel's monotonic
+	// clock, given as wall-clock time in UTC.
+	Time time.Time
+	Transition
+
+	// Dwell is the time that the socket spent in Old. Valid only if
+	// DwellKnown: the first transition that is seen of a socket has none.
+	Dwell      time.Duration
+	DwellKnown bool
+
+	// Cookie is the socket cookie that ss -e prints as sk:. It is the same
+	// for a connection's socket and for its TIME_WAIT mini-socket. 0 if unknown.
+	Cookie uint64
+
+	// Netns is the inode number of the socket's network namespace.
+	Netns uint32
+
+	// Family is the socket's address family. An IPv6 socket that carries
+	// IPv4 has FamilyIPv6 and IPv4 addresses in Local and Remote.
+	Family Family
+
+	// Local and Remote are the socket's addresses. A port is 0 while it is
+	// not known: the local port of a socket that is just connecting is chosen
+	// after it has entered SYN_SENT. A listener has no Remote, and its Addr
+	// is then the unspecified address.
+	Local, Remote netip.AddrPort
+
+	// Owner is the process that opened the socket.
+	Owner Owner
+
+	// Role is the socket's side of the connection.
+	Role Role
+
+	// Evidence says what showed that the transition happened.
+	Evidence Evidence
+}
+
+// Family is a socket's address family.
+type Family uint8
+
+// The address families. The numbers are the kernel's AF_INET and AF_INET6.
+const (
+	FamilyIPv4 Family = 2
+	FamilyIPv6 Family = 10
+)
+
+// String returns "ipv4" or "ipv6".
+func (f Family) String() string {
+	switch f {
+	case FamilyIPv4:
+		return "ipv4"
+	case FamilyIPv6:
+		return "ipv6"
+	}
+	return "unknown"
+}
+
+// Owner is the process that opened a socket by connect or listen; a socket
+// that a listener accepted has the listener's owner. It is the process as it
+// was at that call, which may have ended since.
+type Owner struct {
+	// Origin says how the owner was learnt. If it is OriginUnknown, no other
+	// field is valid.
+	Origin Origin
+	// PID is the process (thread group) id in the initial PID namespace.
+	PID uint32
+	// UID is the effective user id in the initial user namespace.
+	UID uint32
+	// CgroupID is the id of the process's cgroup (version 2), or 0.
+	CgroupID uint64
+
+	comm [16]byte
+}
+
+// Comm returns the name of the process (of its main thread), at most 15 bytes.
+// The process chose it: it may hold any byte, terminal escapes among them.
+// The slice is valid as long as o.
+func (o *Owner) Comm() []byte {
+	if n := bytes.IndexByte(o.comm[:], 0); n >= 0 {
+		return o.comm[:n]
+	}
+	return o.comm[:]
+}
+
+// SetComm sets the name that Comm returns, cut to 15 bytes. It is for tests
+// and for events that do not come from the kernel.
+func (o *Owner) SetComm(name string) {
+	o.comm = [16]byte{}
+	copy(o.comm[:len(o.comm)-1], name)
+}
+
+// Origin says how a socket's owner was learnt.
+type Origin uint8
+
+// The ways to learn an owner. The numbers are those of enum finwait_origin in
+// bpf/finwait.h.
+const (
+	OriginUnknown Origin = iota
+	// OriginConnect is the process that called connect.
+	OriginConnect
+	// OriginListen is the process that called listen, or for an accepted
+	// socket the process that called listen on its listener.
+	OriginListen
+)
+
+var originNames = [...]string{"unknown", "connect", "listen"}
+
+// String returns the origin as it stands in the JSON record, such as "connect".
+func (o Origin) String() string { return nameOf(originNames[:], uint8(o)) }
+
+// Role is a socket's side of a connection.
+type Role uint8
+
+// The sides. The numbers are those of enum finwait_role in bpf/finwait.h.
+const (
+	RoleUnknown Role = iota
+	// RoleClient is a socket that called connect.
+	RoleClient
+	// RoleServer is a listener or a socket that came out of one.
+	RoleServer
+)
+
+var roleNames = [...]string{"unknown", "client", "server"}
+
+// String returns "client", "server" or "unknown".
+func (r Role) String() string { return nameOf(roleNames[:], uint8(r)) }
+
+// Evidence says what showed that a transition happened.
+type Evidence uint8
+
+// The kinds of evidence. The numbers are those of enum finwait_evidence in
+// bpf/finwait.h.
+const (
+	// EvidenceKernel is the kernel's own word: the tracepoint
+	// sock:inet_sock_set_state said exactly this.
+	EvidenceKernel Evidence = iota
+	// EvidenceTimer is a timer tracepoint that saw the mini-socket's timer
+	// armed, cancelled or expired.
+	EvidenceTimer
+)
+
+var evidenceNames = [...]string{"kernel", "timer"}
+
+// String returns the evidence as it stands in the JSON record, such as "timer".
+func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
+
+func nameOf(names []string, i uint8) string {
+	if int(i) < len(names) {
+		return names[i]
+	}
+	return "unknown"
+}
