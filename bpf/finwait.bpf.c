@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * finwait's kernel side. See README.md for how the files fit together.
+ */
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <stdbool.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "finwait.h"
+#include "kernel.h"
+#include "maps.h"
+#include "filter.h"
+#include "transition.h"
+#include "socket.h"
+#include "mini.h"
+#include "timer.h"
+
+/*
+ * A closing socket hands over to a mini-socket from these states only: see the
+ * callers of tcp_time_wait().
+ */
+static __always_inline bool may_leave_mini(__u8 old, __u8 new)
+{
+	return new == CLOSE && (old == FIN_WAIT2 || old == CLOSING);
+}
+
+/*
+ * The tracepoint runs before the new state is stored, under the socket's lock.
+ *
+ * A clone's old state is its listener's (inet_csk_clone_lock), which has not
+ * left LISTEN; what is true is that the socket was not there before.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
+{
+	struct transition t = {};
+	enum verdict verdict;
+	__u64 mini = 0;
+
+	if (sk->sk_protocol != IPPROTO_TCP || old == new)
+		return 0;
+	if (new == SYN_RECV && old != SYN_SENT)
+		old = CLOSE;
+	t.old = old;
+	t.new = new;
+	t.time_ns = bpf_ktime_get_ns();
+	t.evidence = EVIDENCE_KERNEL;
+	read_socket(&t, sk);
+	if (!unborn(&t))
+		t.cookie = bpf_get_socket_cookie(sk);
+	if (may_leave_mini(old, new))
+		mini = mini_of(&t.tuple);
+	if (mini) {
+		mini_join(mini, sk, &t);
+		return 0;
+	}
+	count(old, new);
+	verdict = filter_tuple(&t.tuple, t.family);
+	if (verdict != DROP || unborn(&t))
+		tell(sk, &t, verdict);
+	return 0;
+}
+
+/* Looks at the mini-sockets in watch. */
+SEC("iter/bpf_map_elem")
+int sweep(struct bpf_iter__bpf_map_elem *ctx)
+{
+	__u64 *addr = ctx->key;
+
+	if (addr)
+		sweep_mini(*addr, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* bpf2go finds the types that no map mentions through these. */
+const enum finwait_state *unused_state __attribute__((unused));
+const enum finwait_evidence *unused_evidence __attribute__((unused));
+const enum finwait_origin *unused_origin __attribute__((unused));
+const enum finwait_role *unused_role __attribute__((unused));
+const enum finwait_event_flags *unused_flags __attribute__((unused));
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the kernel side and Go share: the event record, the counters, and the
+ * numbers in them. bpf2go turns these types into Go; tracer/abi_test.go holds
+ * both sides to the same numbers.
+ */
+#ifndef FINWAIT_H
+#define FINWAIT_H
+
+/*
+ * TCP states, as in include/net/tcp_states.h, where they are user-space ABI.
+ * CLOSE also stands for "does not exist": a socket is born out of it.
+ */
+enum finwait_state {
+	ESTABLISHED = 1,
+	SYN_SENT,
+	SYN_RECV,
+	FIN_WAIT1,
+	FIN_WAIT2,
+	TIME_WAIT,
+	CLOSE,
+	CLOSE_WAIT,
+	LAST_ACK,
+	LISTEN,
+	CLOSING,
+	NEW_SYN_RECV,
+	NUM_STATES,
+};
+
+/* What showed that a transition happened. */
+enum finwait_evidence {
+	EVIDENCE_KERNEL, /* inet_sock_set_state said so */
+	EVIDENCE_TIMER,	/* a mini-socket's timer was armed, cancelled or expired */
+};
+
+/* How the owner of a socket was learnt. */
+enum finwait_origin {
+	ORIGIN_UNKNOWN,
+	ORIGIN_CONNECT,
+	ORIGIN_LISTEN,
+};
+
+enum finwait_role {
+	ROLE_UNKNOWN,
+	ROLE_CLIENT,
+	ROLE_SERVER,
+};
+
+/* Bits of finwait_event.flags. */
+enum finwait_event_flags {
+	EVENT_DWELL_KNOWN = 1, /* dwell_ns is valid */
+};
+
+#define COMM_LEN 16
+
+/*
+ * Addresses and ports of a socket. IPv4 stands as IPv4-mapped IPv6. Ports are
+ * in host order, 0 while unknown. Also the key of the handoff map, so it has no
+ * padding.
+ */
+struct finwait_tuple {
+	__u8 laddr[16];
+	__u8 raddr[16];
+	__u32 netns; /* inode number */
+	__u16 lport;
+	__u16 rport;
+};
+_Static_assert(sizeof(struct finwait_tuple) == 40, "tuple has padding");
+
+/* Whose a socket is. All but role is zero if origin is ORIGIN_UNKNOWN. */
+struct finwait_who {
+	__u64 cgroup_id;
+	__u32 pid; /* thread group id, initial PID namespace */
+	__u32 uid; /* initial user namespace */
+	__u8 comm[COMM_LEN];
+	__u8 origin; /* enum finwait_origin */
+	__u8 role; /* enum finwait_role */
+	__u8 in_cgroup; /* the owner is in one of filter_cgroup, or below it */
+	__u8 __pad[5];
+};
+_Static_assert(sizeof(struct finwait_who) == 40, "who has padding");
+
+/* One transition, as it stands in the ring buffer. */
+struct finwait_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 dwell_ns;
+	__u64 cookie; /* 0 if unknown */
+	struct finwait_who who;
+	struct finwait_tuple tuple;
+	__u8 family; /* AF_INET or AF_INET6 */
+	__u8 old_state; /* enum finwait_state */
+	__u8 new_state; /* enum finwait_state */
+	__u8 evidence; /* enum finwait_evidence */
+	__u8 flags; /* enum finwait_event_flags */
+	__u8 __pad[3];
+};
+_Static_assert(sizeof(struct finwait_event) == 112, "event has padding");
+
+/*
+ * Transitions out of one state. The fields stand in the order of enum
+ * finwait_state, so that the row can be indexed by it.
+ */
+struct finwait_row {
+	__u64 none;
+	__u64 to_ESTABLISHED;
+	__u64 to_SYN_SENT;
+	__u64 to_SYN_RECV;
+	__u64 to_FIN_WAIT1;
+	__u64 to_FIN_WAIT2;
+	__u64 to_TIME_WAIT;
+	__u64 to_CLOSE;
+	__u64 to_CLOSE_WAIT;
+	__u64 to_LAST_ACK;
+	__u64 to_LISTEN;
+	__u64 to_CLOSING;
+	__u64 to_NEW_SYN_RECV;
+};
+
+/*
+ * Every transition of every TCP socket since start, old by new. Named fields
+ * rather than an array, so that bpftool map dump reads as what it is.
+ */
+struct finwait_matrix {
+	struct finwait_row none;
+	struct finwait_row from_ESTABLISHED;
+	struct finwait_row from_SYN_SENT;
+	struct finwait_row from_SYN_RECV;
+	struct finwait_row from_FIN_WAIT1;
+	struct finwait_row from_FIN_WAIT2;
+	struct finwait_row from_TIME_WAIT;
+	struct finwait_row from_CLOSE;
+	struct finwait_row from_CLOSE_WAIT;
+	struct finwait_row from_LAST_ACK;
+	struct finwait_row from_LISTEN;
+	struct finwait_row from_CLOSING;
+	struct finwait_row from_NEW_SYN_RECV;
+};
+_Static_assert(sizeof(struct finwait_matrix) == NUM_STATES * NUM_STATES * 8, "matrix misses a state");
+
+/* What became of events, and everything that went wrong. */
+struct finwait_ledger {
+	__u64 emitted;	       /* events given to the ring */
+	__u64 ring_full;	 /* events lost because the ring was full */
+	__u64 storage_failed;  /* socket storage refused: dwell and owner unknown */
+	__u64 minis_full;	  /* mini-socket not followed: its end has no dwell, no owner */
+	__u64 handoff_full;    /* mini-socket not linked: its start reads FIN_WAIT2 to CLOSE */
+	__u64 watch_full;	  /* mini-socket not watched: its next transition comes late */
+	__u64 unknown_state;   /* state numbers that no kernel has had so far */
+};
+
+/* One network in filter_addr. */
+struct finwait_cidr {
+	__u8 addr[16];
+	__u8 mask[16];
+};
+
+#endif

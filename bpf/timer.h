@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The timer tier: mini-sockets as seen by the tracepoints of their timers,
+ * which load wherever BTF is. They run for every timer of the host, so each
+ * leaves at once when the timer is not a mini-socket's.
+ */
+#ifndef FINWAIT_TIMER_H
+#define FINWAIT_TIMER_H
+
+extern void tw_timer_handler __ksym;
+
+/* The mini-socket that the timer belongs to, or 0. */
+static __always_inline __u64 mini_of_timer(struct timer_list *timer)
+{
+	if ((__u64)timer->function != (__u64)&tw_timer_handler)
+		return 0;
+	return (__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer);
+}
+
+SEC("tp_btf/timer_start")
+int BPF_PROG(timer_start, struct timer_list *timer)
+{
+	__u64 addr = mini_of_timer(timer);
+	struct mini *m;
+
+	if (!addr)
+		return 0;
+	m = bpf_map_lookup_elem(&minis, &addr);
+	if (m && same_mini(m, addr)) {
+		mini_rearm(m, addr, bpf_ktime_get_ns());
+		return 0;
+	}
+	if (m)
+		mini_end(m, addr, m->ended_ns ?: bpf_ktime_get_ns());
+	mini_begin(addr);
+	return 0;
+}
+
+/*
+ * A timer is cancelled when it expires, when it is armed anew to another
+ * moment, and when the mini-socket is ended early; only the first and the
+ * second are followed by another tracepoint. A mini-socket that connect takes
+ * over is out of the hash table by now (__inet_check_established), and so is
+ * clearly gone; about any other sweep() decides.
+ */
+SEC("tp_btf/timer_cancel")
+int BPF_PROG(timer_cancel, struct timer_list *timer)
+{
+	__u64 addr = mini_of_timer(timer), now;
+	struct mini *m;
+
+	if (!addr)
+		return 0;
+	m = bpf_map_lookup_elem(&minis, &addr);
+	if (!m)
+		m = mini_adopt(addr);
+	if (!m)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (!BPF_CORE_READ(mini_sock(addr), __tw_common.skc_node.pprev)) {
+		catch_up(m, addr, now);
+		mini_end(m, addr, now);
+		return 0;
+	}
+	m->ended_ns = now;
+	watch_mini(addr);
+	return 0;
+}
+
+SEC("tp_btf/timer_expire_entry")
+int BPF_PROG(timer_expire_entry, struct timer_list *timer)
+{
+	__u64 addr = mini_of_timer(timer), now;
+	struct mini unfollowed = {}, *m;
+
+	if (!addr)
+		return 0;
+	m = bpf_map_lookup_elem(&minis, &addr);
+	if (!m) { /* minis was full */
+		m = &unfollowed;
+		read_mini(m, addr);
+		m->state = mini_substate(addr);
+	}
+	now = bpf_ktime_get_ns();
+	catch_up(m, addr, now);
+	mini_end(m, addr, now);
+	return 0;
+}
+
+#endif

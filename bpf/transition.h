@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The one path that every transition takes, whatever saw it: count, filter,
+ * emit.
+ */
+#ifndef FINWAIT_TRANSITION_H
+#define FINWAIT_TRANSITION_H
+
+struct transition {
+	struct finwait_tuple tuple;
+	__u64 time_ns;
+	__u64 since_ns; /* when old began; 0 if unknown */
+	__u64 cookie;
+	__u8 family;
+	__u8 old;
+	__u8 new;
+	__u8 evidence;
+};
+
+/* Every byte of the record is written: ring memory holds what was there before. */
+static __always_inline void emit(const struct transition *t, const struct finwait_who *who)
+{
+	struct finwait_event *e;
+
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		ledger_add(ring_full);
+		return;
+	}
+	e->time_ns = t->time_ns;
+	e->cookie = t->cookie;
+	e->who = *who;
+	e->tuple = t->tuple;
+	e->family = t->family;
+	e->old_state = t->old;
+	e->new_state = t->new;
+	e->evidence = t->evidence;
+	e->dwell_ns = 0;
+	e->flags = 0;
+	if (t->since_ns && t->time_ns >= t->since_ns) {
+		e->dwell_ns = t->time_ns - t->since_ns;
+		e->flags = EVENT_DWELL_KNOWN;
+	}
+	__builtin_memset(e->__pad, 0, sizeof(e->__pad));
+	bpf_ringbuf_submit(e, 0);
+	ledger_add(emitted);
+}
+
+static __always_inline void emit_if_wanted(const struct transition *t, const struct finwait_who *who)
+{
+	if (filter_transitions(t->old, t->new) && filter_who(who))
+		emit(t, who);
+}
+
+#endif

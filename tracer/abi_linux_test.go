@@ -1,0 +1,62 @@
+package tracer
+
+import (
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/cilium/ebpf/btf"
+	"github.com/go-quicktest/qt"
+)
+
+// The numbers that Go and the programs exchange are the same on both sides.
+func TestEnums(t *testing.T) {
+	spec, err := loadBpf()
+	qt.Assert(t, qt.IsNil(err))
+	for _, enum := range []struct {
+		name, prefix string
+		name_        func(uint8) string
+		count        int
+	}{
+		{"finwait_state", "", func(i uint8) string { return State(i).String() }, numStates},
+		{"finwait_evidence", "EVIDENCE_", func(i uint8) string { return Evidence(i).String() }, len(evidenceNames)},
+		{"finwait_origin", "ORIGIN_", func(i uint8) string { return Origin(i).String() }, len(originNames)},
+		{"finwait_role", "ROLE_", func(i uint8) string { return Role(i).String() }, len(roleNames)},
+	} {
+		var c *btf.Enum
+		qt.Assert(t, qt.IsNil(spec.Types.TypeByName(enum.name, &c)))
+		for _, v := range c.Values {
+			if v.Name == "NUM_STATES" {
+				qt.Assert(t, qt.Equals(int(v.Value), numStates))
+				continue
+			}
+			want := strings.TrimPrefix(v.Name, enum.prefix)
+			qt.Assert(t, qt.Equals(strings.ToUpper(enum.name_(uint8(v.Value))), want))
+			qt.Assert(t, qt.IsTrue(int(v.Value) < enum.count), qt.Commentf("%s is unknown to Go", v.Name))
+		}
+	}
+}
+
+// The matrix's fields, which bpftool shows, stand where their states' numbers say.
+func TestMatrixLayout(t *testing.T) {
+	spec, err := loadBpf()
+	qt.Assert(t, qt.IsNil(err))
+	var row, matrix *btf.Struct
+	qt.Assert(t, qt.IsNil(spec.Types.TypeByName("finwait_row", &row)))
+	qt.Assert(t, qt.IsNil(spec.Types.TypeByName("finwait_matrix", &matrix)))
+	qt.Assert(t, qt.HasLen(row.Members, numStates))
+	qt.Assert(t, qt.HasLen(matrix.Members, numStates))
+	for _, s := range States() {
+		qt.Check(t, qt.Equals(row.Members[s].Name, "to_"+s.String()))
+		qt.Check(t, qt.Equals(row.Members[s].Offset.Bytes(), 8*uint32(s)))
+		qt.Check(t, qt.Equals(matrix.Members[s].Name, "from_"+s.String()))
+		qt.Check(t, qt.Equals(matrix.Members[s].Offset.Bytes(), 8*numStates*uint32(s)))
+	}
+	qt.Assert(t, qt.Equals(spec.Maps["matrix"].ValueSize, uint32(unsafe.Sizeof(Counters{}.cells))))
+}
+
+func TestFilterMax(t *testing.T) {
+	spec, err := loadBpf()
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.Equals(spec.Variables["filter_pid"].Size(), uint32(4*filterMax)))
+}

@@ -1,0 +1,67 @@
+//go:build linux && (amd64 || arm64 || loong64 || ppc64le || riscv64)
+
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+)
+
+// diagnose says in one sentence why loading failed, where that can be told.
+// It looks at the host only after the failure: what works is never refused.
+func diagnose(err error) error {
+	if errors.Is(err, os.ErrPermission) && !may(capSysAdmin) && !(may(capBPF) && may(capPerfmon)) {
+		return fmt.Errorf("tracing needs root, or CAP_BPF and CAP_PERFMON: %w", os.ErrPermission)
+	}
+	return diagnoseHost(os.DirFS("/"), helperMissing, err)
+}
+
+func diagnoseHost(root fs.FS, helperMissing func() bool, err error) error {
+	switch {
+	case !exists(root, "sys/kernel/btf/vmlinux"):
+		return fmt.Errorf("%w: the kernel has no BTF (/sys/kernel/btf/vmlinux is missing; it needs CONFIG_DEBUG_INFO_BTF)", ErrNotSupported)
+	case strings.Contains(read(root, "sys/kernel/security/lockdown"), "[confidentiality]"):
+		return fmt.Errorf("%w: kernel lockdown is in confidentiality mode, which forbids programs to read kernel memory (boot with lockdown=integrity)", ErrNotSupported)
+	case helperMissing():
+		return fmt.Errorf("%w: the kernel is too old (it is %s; finwait needs Linux 5.12, where tracing programs can ask for a socket's cookie)",
+			ErrNotSupported, strings.TrimSpace(read(root, "proc/sys/kernel/osrelease")))
+	case kallsymsHidden(root, err):
+		return fmt.Errorf("%w: the kernel hides its symbols' addresses, which the timer tracepoints need (sysctl kernel.kptr_restrict=1, and CAP_SYSLOG): %w", ErrNotSupported, err)
+	}
+	return err
+}
+
+func helperMissing() bool {
+	err := features.HaveProgramHelper(ebpf.Tracing, asm.FnGetSocketCookie)
+	return errors.Is(err, ebpf.ErrNotSupported)
+}
+
+// kallsymsHidden tells whether the load failed for the address of a symbol.
+// cilium/ebpf has no exported error for it, but names the file.
+func kallsymsHidden(root fs.FS, err error) bool {
+	if !strings.Contains(err.Error(), "kallsyms") {
+		return false
+	}
+	first, _, _ := strings.Cut(read(root, "proc/kallsyms"), " ")
+	return strings.Trim(first, "0") == ""
+}
+
+func exists(root fs.FS, name string) bool {
+	_, err := fs.Stat(root, name)
+	return err == nil
+}
+
+func read(root fs.FS, name string) string {
+	text, err := fs.ReadFile(root, name)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}

@@ -1,0 +1,169 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"slices"
+)
+
+// Options configures a [Tracer]. The zero value, like nil, traces every TCP
+// socket of the host.
+type Options struct {
+	// Filter chooses the transitions that become events. Everything is
+	// counted, whatever the filter.
+	Filter Filter
+
+	// EventBuffer is the size in bytes of the ring buffer between the kernel
+	// and Events, a power of two and at least a page. An event takes 120
+	// bytes. Default 16 MiB.
+	EventBuffer int
+
+	// MiniSockets is the number of TIME_WAIT and orphan FIN_WAIT2 sockets
+	// that can be followed at a time; the kernel sets aside about 200 bytes
+	// for each. The end of one above that number has no dwell and no owner.
+	// Default net.ipv4.tcp_max_tw_buckets, at most 262,144.
+	MiniSockets int
+}
+
+// Filter chooses transitions. Every field that is set must match; a field
+// matches if any of its values does. The kernel applies it, so that what does
+// not match costs no more than its counting.
+type Filter struct {
+	// States lets through transitions out of or into one of these states.
+	States []State
+	// Transitions lets through these transitions alone.
+	Transitions []Transition
+
+	// Ports, LocalPorts and RemotePorts match either end's port, the
+	// socket's own and its peer's. A transition that comes before the kernel
+	// has chosen a local port that decides is given together with the next.
+	Ports, LocalPorts, RemotePorts []PortRange
+
+	// Addrs matches either end's address. An IPv4 prefix matches IPv4 that is
+	// carried by an IPv6 socket too. At most 16.
+	Addrs []netip.Prefix
+	// Family is FamilyIPv4 or FamilyIPv6; 0 matches both. It is the family of
+	// the socket, as for ss -4 and ss -6.
+	Family Family
+	// Netns matches the inode number of the network namespace. At most 16.
+	Netns []uint32
+
+	// PIDs, UIDs and Comms match the socket's owner. A socket whose owner is
+	// not known does not match. At most 16 each. Comms are compared whole,
+	// up to the 15 bytes that the kernel keeps.
+	PIDs  []uint32
+	UIDs  []uint32
+	Comms []string
+	// Cgroups matches an owner that was in one of these version 2 cgroups, or
+	// anywhere below one, when it called connect or listen. At most 16.
+	Cgroups []uint64
+}
+
+// PortRange is the ports from First to Last, both included.
+type PortRange struct {
+	First, Last uint16
+}
+
+const (
+	filterMax      = 16 // FILTER_MAX in bpf/filter.h
+	commMax        = 15
+	minEventBuffer = 4096
+	maxEventBuffer = 1 << 30
+	maxMiniSockets = 262_144
+)
+
+// A ContradictionError is returned for a filter that nothing can pass.
+type ContradictionError struct {
+	// Reason says which fields contradict each other, and why.
+	Reason string
+}
+
+// Error implements error.
+func (e *ContradictionError) Error() string { return "filter lets nothing through: " + e.Reason }
+
+func (o *Options) validate() error {
+	if n := o.EventBuffer; n != 0 && (n < minEventBuffer || n > maxEventBuffer || bits.OnesCount(uint(n)) != 1) {
+		return fmt.Errorf("event buffer of %d bytes is not a power of two between %d and %d", n, minEventBuffer, maxEventBuffer)
+	}
+	if o.MiniSockets < 0 {
+		return errors.New("number of mini-sockets is negative")
+	}
+	return o.Filter.validate()
+}
+
+func (f *Filter) validate() error {
+	lengths := []struct {
+		what string
+		n    int
+	}{
+		{"addresses", len(f.Addrs)}, {"network namespaces", len(f.Netns)}, {"process ids", len(f.PIDs)},
+		{"user ids", len(f.UIDs)}, {"process names", len(f.Comms)}, {"cgroups", len(f.Cgroups)},
+	}
+	for _, l := range lengths {
+		if l.n > filterMax {
+			return fmt.Errorf("filter has %d %s, at most %d fit", l.n, l.what, filterMax)
+		}
+	}
+	for _, c := range f.Comms {
+		if c == "" || len(c) > commMax {
+			return fmt.Errorf("process name %q has %d bytes; the kernel keeps 1 to %d", c, len(c), commMax)
+		}
+	}
+	return errors.Join(f.validatePorts(), f.validateFamily(), f.validateTransitions())
+}
+
+func (f *Filter) validatePorts() error {
+	for _, r := range slices.Concat(f.Ports, f.LocalPorts, f.RemotePorts) {
+		if r.First == 0 || r.First > r.Last {
+			return fmt.Errorf("port range %d-%d is empty or starts at 0", r.First, r.Last)
+		}
+	}
+	return nil
+}
+
+func (f *Filter) validateFamily() error {
+	switch f.Family {
+	case 0, FamilyIPv4, FamilyIPv6:
+	default:
+		return fmt.Errorf("unknown address family %d", f.Family)
+	}
+	for _, p := range f.Addrs {
+		if !p.IsValid() {
+			return errors.New("filter has an invalid address prefix")
+		}
+	}
+	ipv6Only := func(p netip.Prefix) bool { return p.Addr().Is6() && !p.Addr().Is4In6() && p.Bits() > 0 }
+	if f.Family == FamilyIPv4 && len(f.Addrs) > 0 && !slices.ContainsFunc(f.Addrs, func(p netip.Prefix) bool { return !ipv6Only(p) }) {
+		return &ContradictionError{"it asks for IPv4 sockets with IPv6 addresses"}
+	}
+	return nil
+}
+
+func (f *Filter) validateTransitions() error {
+	for _, t := range f.Transitions {
+		if !slices.Contains(LegalTransitions(), t) {
+			return &ContradictionError{fmt.Sprintf("%v does not happen in Linux%s", t, hintFor(t))}
+		}
+	}
+	for _, t := range LegalTransitions() {
+		if f.passes(t) {
+			return nil
+		}
+	}
+	return &ContradictionError{fmt.Sprintf("no transition in %v is out of or into %v", f.Transitions, f.States)}
+}
+
+// hintFor helps those who know the transition by the tracepoint's words.
+func hintFor(t Transition) string {
+	if t.Old == StateListen && t.New == StateSynRecv {
+		return " (an accepted socket is born CLOSE:SYN_RECV; its listener stays in LISTEN)"
+	}
+	return ""
+}
+
+func (f *Filter) passes(t Transition) bool {
+	byState := len(f.States) == 0 || slices.Contains(f.States, t.Old) || slices.Contains(f.States, t.New)
+	return byState && (len(f.Transitions) == 0 || slices.Contains(f.Transitions, t))
+}

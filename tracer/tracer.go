@@ -1,0 +1,100 @@
+package tracer
+
+import "iter"
+
+// Counters counts every transition of every TCP socket of the host since the
+// tracer was attached.
+type Counters struct {
+	cells [numStates][numStates]uint64
+}
+
+// Count returns how often sockets went from t.Old to t.New.
+func (c *Counters) Count(t Transition) uint64 {
+	if !t.Old.valid() || !t.New.valid() {
+		return 0
+	}
+	return c.cells[t.Old][t.New]
+}
+
+// All yields every transition that has happened at least once, with its count.
+func (c *Counters) All() iter.Seq2[Transition, uint64] {
+	return func(yield func(Transition, uint64) bool) {
+		for _, from := range States() {
+			for _, to := range States() {
+				if n := c.cells[from][to]; n > 0 && !yield(Transition{from, to}, n) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Total returns the number of all transitions.
+func (c *Counters) Total() uint64 {
+	var total uint64
+	for _, n := range c.All() {
+		total += n
+	}
+	return total
+}
+
+// Sub returns what has been counted since earlier, a snapshot of the same tracer.
+func (c *Counters) Sub(earlier *Counters) Counters {
+	var d Counters
+	for from := range c.cells {
+		for to := range c.cells[from] {
+			d.cells[from][to] = c.cells[from][to] - earlier.cells[from][to]
+		}
+	}
+	return d
+}
+
+// Ledger says what became of every transition since the tracer was attached,
+// and counts everything that went wrong.
+type Ledger struct {
+	// Seen is the number of transitions, wanted or not: Counters.Total.
+	Seen uint64
+	// Emitted is the number of events that the kernel gave to the ring buffer.
+	// Seen - Emitted - RingFull did not pass the filter.
+	Emitted uint64
+
+	// RingFull is the number of events lost because the ring buffer was full.
+	// Counters have them.
+	RingFull uint64
+	// Recursion is the number of times that the kernel did not run one of the
+	// programs because it interrupted itself on one CPU. At most so many
+	// transitions are missing, from Counters too. Always 0 before Linux 6.1,
+	// where the programs run.
+	Recursion uint64
+	// Decode is the number of records that were not understood.
+	Decode uint64
+
+	// StorageFailed is the number of times that the kernel refused memory for
+	// what is known of a socket: those transitions lack dwell and owner.
+	StorageFailed uint64
+	// MinisFull is the number of mini-sockets above Options.MiniSockets: the
+	// end of their TIME_WAIT lacks dwell and owner, or is not seen.
+	MinisFull uint64
+	// HandoffFull is the number of mini-sockets that could not be linked to
+	// their socket: its FIN_WAIT2→TIME_WAIT was told as FIN_WAIT2→CLOSE.
+	HandoffFull uint64
+	// WatchFull is the number of mini-sockets that could not be watched:
+	// their next transition is told late.
+	WatchFull uint64
+	// UnknownState is the number of transitions with a state that this
+	// version does not know. They are neither counted nor emitted.
+	UnknownState uint64
+	// SweepFailed is the number of times that the mini-sockets in FIN_WAIT2
+	// could not be looked at; it is done again soon after.
+	SweepFailed uint64
+}
+
+// Lost returns the number of transitions that passed the filter, or may have,
+// and of which no event came.
+func (l *Ledger) Lost() uint64 { return l.RingFull + l.Recursion + l.Decode + l.UnknownState }
+
+// Impaired returns the number of transitions that were told with less than
+// what could have been known.
+func (l *Ledger) Impaired() uint64 {
+	return l.StorageFailed + l.MinisFull + l.HandoffFull + l.WatchFull
+}

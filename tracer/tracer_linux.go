@@ -1,0 +1,273 @@
+//go:build linux && (amd64 || arm64 || loong64 || ppc64le || riscv64)
+
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+)
+
+// SweepInterval is how often the tracer looks for transitions of mini-sockets
+// that no tracepoint shows, as long as there are mini-sockets of which it must.
+// So much later, at most, their events come, with the time they happened.
+const SweepInterval = 200 * time.Millisecond
+
+// A Tracer follows the state of every TCP socket of the host, in all network
+// namespaces, from New to Detach or Close.
+//
+// Its methods may be called from several goroutines at a time, except for the
+// iterators of Events, of which one may run at a time. A Tracer holds kernel
+// objects that nothing else keeps: when the process ends, in whatever way, the
+// kernel removes them.
+type Tracer struct {
+	coll   *ebpf.Collection
+	tier   tier
+	reader *ringbuf.Reader
+	decode atomic.Uint64
+
+	// watching is the kernel's count of mini-sockets that need a sweep.
+	watching *ebpf.Variable
+	sweep    *link.Iter
+	failed   atomic.Uint64 // sweeps
+
+	links   []link.Link
+	stopped chan struct{} // closed when the sweeper has ended
+	stop    chan struct{} // closed to end the sweeper
+
+	detachOnce sync.Once
+	detachErr  error
+	detached   atomic.Bool // Events is to end when the ring is empty
+}
+
+// New loads the programs into the kernel and attaches them. A nil opts is the
+// same as the zero value.
+//
+// It returns an error that wraps [ErrNotSupported] if the kernel lacks what it
+// needs, one that wraps [os.ErrPermission] if the caller does, and a
+// [*ContradictionError] for a filter that nothing can pass.
+func New(opts *Options) (*Tracer, error) {
+	if opts == nil {
+		opts = &Options{}
+	}
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	coll, tier, err := load(opts)
+	if err != nil {
+		return nil, diagnose(err)
+	}
+	t := &Tracer{
+		coll: coll, tier: tier, watching: coll.Variables["watching"],
+		stop: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	if err := t.attach(); err != nil {
+		close(t.stopped)
+		return nil, errors.Join(diagnose(err), t.Close())
+	}
+	go t.sweepRegularly()
+	return t, nil
+}
+
+// attach goes from the reader to the evidence to the tracepoint: the
+// tracepoint's word on a closing socket is only right once the tier sees what
+// mini-sockets are made.
+func (t *Tracer) attach() error {
+	var err error
+	if t.reader, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
+		return fmt.Errorf("open ring buffer: %w", err)
+	}
+	t.sweep, err = link.AttachIter(link.IterOptions{Program: t.coll.Programs[sweepProgram], Map: t.coll.Maps["watch"]})
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", sweepProgram, err)
+	}
+	for _, name := range append(t.tier.programs, stateProgram) {
+		l, err := link.AttachTracing(link.TracingOptions{Program: t.coll.Programs[name]})
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", name, err)
+		}
+		t.links = append(t.links, l)
+	}
+	return nil
+}
+
+// Evidence returns what shows mini-sockets to this tracer.
+func (t *Tracer) Evidence() Evidence { return t.tier.evidence }
+
+// Events yields the transitions that pass the filter, as they happen.
+//
+// The event is valid until the next is asked for; copy it to keep it. Events
+// come in the order in which they were told, which on several CPUs, and for
+// mini-sockets (see [SweepInterval]), is not always the order of their times.
+//
+// The iterator ends without an error when ctx is done, when Close is called,
+// and after Detach when all events before it have been yielded. It may then be
+// asked for again, and goes on where it stopped. It yields an error once, with
+// a nil event, if the ring buffer cannot be read, and ends.
+//
+// It does not allocate per event.
+func (t *Tracer) Events(ctx context.Context) iter.Seq2[*Event, error] {
+	return func(yield func(*Event, error) bool) {
+		defer context.AfterFunc(ctx, func() { t.reader.Flush() })()
+		if t.detached.Load() {
+			t.reader.Flush() // an earlier iterator may have used up Detach's
+		}
+		var (
+			record ringbuf.Record
+			clock  clock
+			event  Event
+		)
+		for ctx.Err() == nil {
+			err := t.reader.ReadInto(&record)
+			switch {
+			case errors.Is(err, ringbuf.ErrFlushed) && t.detached.Load(), errors.Is(err, os.ErrClosed):
+				return
+			case errors.Is(err, ringbuf.ErrFlushed):
+				continue
+			case err != nil:
+				yield(nil, fmt.Errorf("read ring buffer: %w", err))
+				return
+			}
+			if !decodeEvent(&event, record.RawSample, &clock) {
+				t.decode.Add(1)
+				continue
+			}
+			if !yield(&event, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Pending tells whether Events has more to yield without waiting. Between two
+// events it says whether now is the time to flush what has been buffered.
+func (t *Tracer) Pending() bool { return t.reader.AvailableBytes() > 0 }
+
+// Counters returns what has been counted so far. Each number is exact; they
+// are not read at one instant, so sockets that move meanwhile may be in one
+// number and not yet in another.
+func (t *Tracer) Counters() (Counters, error) {
+	var perCPU [][numStates][numStates]uint64
+	if err := t.coll.Maps["matrix"].Lookup(uint32(0), &perCPU); err != nil {
+		return Counters{}, fmt.Errorf("read counters: %w", err)
+	}
+	var sum Counters
+	for _, cpu := range perCPU {
+		for from := range cpu {
+			for to := range cpu[from] {
+				sum.cells[from][to] += cpu[from][to]
+			}
+		}
+	}
+	return sum, nil
+}
+
+// Ledger returns what became of the transitions so far. After Detach, and once
+// Events has ended, its numbers add up.
+func (t *Tracer) Ledger() (Ledger, error) {
+	counters, err := t.Counters()
+	if err != nil {
+		return Ledger{}, err
+	}
+	var perCPU []bpfFinwaitLedger
+	if err := t.coll.Maps["ledger"].Lookup(uint32(0), &perCPU); err != nil {
+		return Ledger{}, fmt.Errorf("read ledger: %w", err)
+	}
+	l := Ledger{Seen: counters.Total(), Decode: t.decode.Load(), SweepFailed: t.failed.Load()}
+	for _, cpu := range perCPU {
+		l.Emitted += cpu.Emitted
+		l.RingFull += cpu.RingFull
+		l.StorageFailed += cpu.StorageFailed
+		l.MinisFull += cpu.MinisFull
+		l.HandoffFull += cpu.HandoffFull
+		l.WatchFull += cpu.WatchFull
+		l.UnknownState += cpu.UnknownState
+	}
+	for name, prog := range t.coll.Programs {
+		stats, err := prog.Stats()
+		if err != nil {
+			return Ledger{}, fmt.Errorf("read statistics of %s: %w", name, err)
+		}
+		l.Recursion += stats.RecursionMisses
+	}
+	return l, nil
+}
+
+// sweepRegularly makes mini-sockets tell what no tracepoint shows.
+func (t *Tracer) sweepRegularly() {
+	defer close(t.stopped)
+	tick := time.NewTicker(SweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.stop:
+			return
+		case <-tick.C:
+			t.sweepOnce()
+		}
+	}
+}
+
+func (t *Tracer) sweepOnce() {
+	var watching int64
+	if err := t.watching.Get(&watching); err == nil && watching <= 0 {
+		return
+	}
+	run, err := t.sweep.Open()
+	if err != nil {
+		t.failed.Add(1)
+		return
+	}
+	defer run.Close()
+	if _, err := io.Copy(io.Discard, run); err != nil {
+		t.failed.Add(1)
+	}
+}
+
+// Detach stops tracing. What was traced can still be read: Events yields what
+// is left and ends, Counters and Ledger keep their numbers. It may be called
+// more than once, and returns the same each time.
+func (t *Tracer) Detach() error {
+	t.detachOnce.Do(func() { t.detachErr = t.detach() })
+	return t.detachErr
+}
+
+func (t *Tracer) detach() error {
+	close(t.stop)
+	<-t.stopped
+	var errs []error
+	// In reverse, for the reason that attach gives.
+	for _, l := range slices.Backward(t.links) {
+		errs = append(errs, l.Close())
+	}
+	if t.sweep != nil {
+		errs = append(errs, t.sweep.Close())
+	}
+	t.detached.Store(true)
+	if t.reader != nil {
+		errs = append(errs, t.reader.Flush())
+	}
+	return errors.Join(errs...)
+}
+
+// Close stops tracing, ends a running Events and frees everything. No other
+// method may be called after it, but Close itself.
+func (t *Tracer) Close() error {
+	err := t.Detach()
+	if t.reader != nil {
+		err = errors.Join(err, t.reader.Close())
+	}
+	t.coll.Close()
+	return err
+}

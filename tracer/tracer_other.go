@@ -1,0 +1,45 @@
+//go:build !linux || !(amd64 || arm64 || loong64 || ppc64le || riscv64)
+
+package tracer
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"runtime"
+	"time"
+)
+
+// SweepInterval is documented where tracing is supported.
+const SweepInterval = 200 * time.Millisecond
+
+// A Tracer cannot be made on this system.
+type Tracer struct{}
+
+// New returns an error that wraps [ErrNotSupported].
+func New(*Options) (*Tracer, error) {
+	return nil, fmt.Errorf("trace TCP states on %s/%s: %w", runtime.GOOS, runtime.GOARCH, ErrNotSupported)
+}
+
+// Evidence is documented where tracing is supported.
+func (*Tracer) Evidence() Evidence { return EvidenceKernel }
+
+// Events yields nothing.
+func (*Tracer) Events(context.Context) iter.Seq2[*Event, error] {
+	return func(func(*Event, error) bool) {}
+}
+
+// Pending returns false.
+func (*Tracer) Pending() bool { return false }
+
+// Counters returns [ErrNotSupported].
+func (*Tracer) Counters() (Counters, error) { return Counters{}, ErrNotSupported }
+
+// Ledger returns [ErrNotSupported].
+func (*Tracer) Ledger() (Ledger, error) { return Ledger{}, ErrNotSupported }
+
+// Detach does nothing.
+func (*Tracer) Detach() error { return nil }
+
+// Close does nothing.
+func (*Tracer) Close() error { return nil }
