@@ -11,7 +11,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 )
 
 // diagnose says in one sentence why loading failed, where that can be told.
@@ -33,14 +32,30 @@ func diagnoseHost(root fs.FS, helperMissing func() bool, err error) error {
 		return fmt.Errorf("%w: the kernel is too old (it is %s; finwait needs Linux 5.12, where tracing programs can ask for a socket's cookie)",
 			ErrNotSupported, strings.TrimSpace(read(root, "proc/sys/kernel/osrelease")))
 	case kallsymsHidden(root, err):
-		return fmt.Errorf("%w: the kernel hides its symbols' addresses, which the timer tracepoints need (sysctl kernel.kptr_restrict=1, and CAP_SYSLOG): %w", ErrNotSupported, err)
+		return fmt.Errorf("%w: the kernel hides its symbols' addresses, which the timer tracepoints need (sysctl kernel.kptr_restrict=1, and CAP_SYSLOG)", ErrNotSupported)
 	}
 	return err
 }
 
+// helperMissing tries the helper that finwait's oldest kernel is the first to
+// let tracing programs call.
 func helperMissing() bool {
-	err := features.HaveProgramHelper(ebpf.Tracing, asm.FnGetSocketCookie)
-	return errors.Is(err, ebpf.ErrNotSupported)
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:       ebpf.Tracing,
+		AttachType: ebpf.AttachTraceRawTp,
+		AttachTo:   stateProgram,
+		License:    "Dual BSD/GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord), // the socket
+			asm.FnGetSocketCookie.Call(),
+			asm.Return(),
+		},
+	})
+	if err == nil {
+		prog.Close()
+	}
+	var refused *ebpf.VerifierError
+	return errors.As(err, &refused)
 }
 
 // kallsymsHidden tells whether the load failed for the address of a symbol.

@@ -43,3 +43,9 @@ func TestNewWithoutPrivileges(t *testing.T) {
 	qt.Assert(t, qt.ErrorIs(err, os.ErrPermission))
 	qt.Assert(t, qt.ErrorMatches(err, "tracing needs root, or CAP_BPF and CAP_PERFMON.*"))
 }
+
+// The probe behind "the kernel is too old" does not say so of a kernel that is not.
+func TestHelperMissing(t *testing.T) {
+	requireRoot(t)
+	qt.Assert(t, qt.IsFalse(helperMissing()))
+}

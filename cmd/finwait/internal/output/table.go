@@ -21,11 +21,10 @@ const wideWidth = 112
 // Columns have fixed stops. A cell that is too long for its column pushes the
 // next ones to the right, only as far as it must. Two addresses, two states
 // and the owner can be longer than 80 columns, so below wideWidth times go
-// without milliseconds and ESTABLISHED is spelt as ss spells it. A row that is
-// still too long loses, in this order: the pid, the end of the process name
-// (marked by an ellipsis), the full names of states. Addresses, ports and
-// dwell are never cut. A row of IPv6 that cannot be made to fit is not cut at
-// all.
+// without milliseconds. A row that is still too long loses, in this order: the
+// pid, the end of the process name (marked by an ellipsis), the full names of
+// states. Addresses, ports and dwell are never cut. A row of IPv6 that cannot
+// be made to fit is not cut at all.
 type tableEncoder struct {
 	color  bool
 	room   int // columns that a row may take
@@ -38,30 +37,32 @@ type tableLayout struct {
 	time                             string
 	local, remote, transition, dwell int
 	owner                            int
-	names                            *stateNames
 }
 
 var narrowLayout = tableLayout{
 	time:  time.TimeOnly,
-	local: 9, remote: 28, transition: 47, dwell: 67, owner: 73,
-	names: newStateNames(map[tracer.State]string{tracer.StateEstablished: "ESTAB"}),
+	local: 9, remote: 25, transition: 41, dwell: 64, owner: 70,
 }
 
 var wideLayout = tableLayout{
 	time:  "15:04:05.000",
 	local: 13, remote: 35, transition: 57, dwell: 80, owner: 86,
-	names: newStateNames(nil),
 }
 
-// shortNames are for rows that do not fit otherwise.
-var shortNames = newStateNames(map[tracer.State]string{
-	tracer.StateEstablished: "ESTAB",
-	tracer.StateFinWait1:    "FIN_W1",
-	tracer.StateFinWait2:    "FIN_W2",
-	tracer.StateTimeWait:    "TIME_W",
-	tracer.StateCloseWait:   "CLOSE_W",
-	tracer.StateNewSynRecv:  "NEW_SYN",
-})
+// spellings are the names of states, the longest first. The others are for
+// rows that do not fit otherwise: first the one that ss has too.
+var spellings = []*stateNames{
+	newStateNames(nil),
+	newStateNames(map[tracer.State]string{tracer.StateEstablished: "ESTAB"}),
+	newStateNames(map[tracer.State]string{
+		tracer.StateEstablished: "ESTAB",
+		tracer.StateFinWait1:    "FIN_W1",
+		tracer.StateFinWait2:    "FIN_W2",
+		tracer.StateTimeWait:    "TIME_W",
+		tracer.StateCloseWait:   "CLOSE_W",
+		tracer.StateNewSynRecv:  "NEW_SYN",
+	}),
+}
 
 const (
 	dwellWidth = 5
@@ -118,7 +119,7 @@ func (t *tableEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
 		r.to(t.layout.dwell)
 		r.dwell(ev.Dwell)
 	}
-	if len(owner) > 0 {
+	if len(owner) > 0 && ownerRoom > 0 {
 		r.to(t.layout.owner)
 		r.owner(owner, commWidth, ownerRoom)
 	}
@@ -133,14 +134,15 @@ func (t *tableEncoder) fit(r *row, tr tracer.Transition, comm int) (names *state
 	if comm == 0 {
 		want, least = -1, -1 // nor the space before it
 	}
-	names = t.layout.names
-	if room = t.room - t.ownerCol(r.col+names.width(tr)); room >= want {
+	for _, names = range spellings {
+		if room = t.room - t.ownerCol(r.col+names.width(tr)); room >= want {
+			return names, room
+		}
+	}
+	if room >= least {
 		return names, room
 	}
-	if room = t.room - t.ownerCol(r.col+shortNames.width(tr)); room >= least {
-		return shortNames, room
-	}
-	return names, math.MaxInt
+	return spellings[0], math.MaxInt
 }
 
 // ownerCol returns the column where the owner begins in a row whose transition

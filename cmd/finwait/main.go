@@ -1,0 +1,84 @@
+// Command finwait shows what TCP sockets do on a Linux host: every state
+// transition as it happens, and how many sockets are in each state.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	// Writing to a pipe that nobody reads must be an error, not the end.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first signal ends the run in an orderly way, the second ends the process.
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes the command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	started := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+
+	command, err := root.ExecuteContextC(ctx)
+	var usage *usageError
+	switch {
+	case err == nil, errors.Is(err, syscall.EPIPE):
+		return exitDone
+	case !started, errors.As(err, &usage):
+		fmt.Fprintf(stderr, "finwait: %v\nTry '%s --help'.\n", err, command.CommandPath())
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "finwait: %v\n", err)
+		return exitFailed
+	}
+}
+
+// A usageError is the user's mistake in the command line.
+type usageError struct{ err error }
+
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "finwait",
+		Short: "Trace the life of every TCP socket, and count them by state",
+		Long: `finwait shows what TCP sockets do on this host: each state transition as it
+happens, TIME_WAIT included, with its owner and the time spent in the state
+before; and how many sockets are in each state now.`,
+		Example: `  finwait trace                               every transition, as it happens
+  finwait trace --transition FIN_WAIT2:TIME_WAIT --lport 443 --format json
+  finwait count                               sockets in each state
+  finwait count --by process --watch 1s
+  finwait explain CLOSE_WAIT`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.AddCommand(newTraceCommand(), newCountCommand(), newExplainCommand())
+	return root
+}

@@ -1,0 +1,195 @@
+package tracer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// dumpAttempts is how often a namespace is read that keeps changing under the
+// dump before its counts are taken as they are.
+const dumpAttempts = 4
+
+// listedStates are the states that the kernel always lists one by one;
+// TIME_WAIT, of which there are the most, is listed only where it has to be.
+const listedStates = 1<<StateEstablished | 1<<StateSynSent | 1<<StateSynRecv |
+	1<<StateFinWait1 | 1<<StateFinWait2 | 1<<StateCloseWait | 1<<StateLastAck |
+	1<<StateListen | 1<<StateClosing
+
+// readNetns counts the sockets of each namespace and calls done with what came
+// of it, one call at a time, in no particular order. It returns an error only
+// if ctx is done or no thread could be prepared.
+func readNetns(ctx context.Context, spaces []netns, by Dimension, done func(*netns, *tally, error)) error {
+	work := make(chan *netns, len(spaces))
+	for i := range spaces {
+		work <- &spaces[i]
+	}
+	close(work)
+
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	for range min(runtime.GOMAXPROCS(0), len(spaces)) {
+		wg.Go(func() {
+			r := &netnsReader{tally: newTally(by), buf: make([]byte, diagBufSize)}
+			err := r.run(ctx, work, func(n *netns, err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				done(n, r.tally, err)
+			})
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errors.Join(errs...)
+}
+
+// netnsReader counts the sockets of one namespace after the other.
+type netnsReader struct {
+	tally *tally
+	buf   []byte
+}
+
+// run reads the namespaces of work on a thread of its own. It must be the last
+// thing that its goroutine does: where the thread cannot be brought back to its
+// own namespace it stays locked, so that the runtime ends it with the goroutine.
+func (r *netnsReader) run(ctx context.Context, work <-chan *netns, done func(*netns, error)) error {
+	runtime.LockOSThread()
+	home, err := threadNetns()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.close()
+
+	at := home.inode
+	for n := range work {
+		if ctx.Err() != nil {
+			break
+		}
+		err := r.visit(ctx, n, &at)
+		if ctx.Err() != nil {
+			break
+		}
+		done(n, err)
+	}
+	if at == home.inode || home.enter() == nil {
+		runtime.UnlockOSThread()
+	}
+	return nil
+}
+
+// visit enters the namespace, unless the thread is in it already, and reads it.
+func (r *netnsReader) visit(ctx context.Context, n *netns, at *uint32) error {
+	if *at != n.inode {
+		if err := n.enter(); err != nil {
+			return err
+		}
+		*at = n.inode
+	}
+	conn, err := openDiag(r.buf)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for range dumpAttempts {
+		r.tally.reset(n.inode)
+		interrupted, err := r.count(ctx, conn)
+		if err != nil || !interrupted {
+			return err
+		}
+	}
+	r.tally.interrupted = true
+	return nil
+}
+
+// count adds the namespace's sockets to the tally.
+func (r *netnsReader) count(ctx context.Context, conn *diagConn) (interrupted bool, err error) {
+	l := lister{ctx: ctx, conn: conn, tally: r.tally}
+	switch r.tally.by {
+	case ByListener:
+		// All listeners must be known before the first connection is placed.
+		l.list(1 << StateListen)
+		l.list(listedStates&^(1<<StateListen) | 1<<StateTimeWait)
+	case ByRemote:
+		l.list(listedStates | 1<<StateTimeWait)
+	default:
+		l.list(listedStates)
+		// The sum can be less than the orphans that were listed a moment
+		// before, or be hidden. Then there is nothing for it but to list.
+		if sum, err := readMiniSockets(); err != nil || !r.tally.addMiniSockets(sum) {
+			l.list(1 << StateTimeWait)
+		}
+	}
+	return l.interrupted, l.err
+}
+
+// lister runs dumps into a tally until one fails.
+type lister struct {
+	ctx         context.Context
+	conn        *diagConn
+	tally       *tally
+	interrupted bool
+	err         error
+}
+
+func (l *lister) list(states uint32) {
+	if l.err != nil {
+		return
+	}
+	interrupted, err := l.conn.dump(l.ctx, states, l.tally.add)
+	l.interrupted = l.interrupted || interrupted
+	l.err = err
+}
+
+// readMiniSockets returns the number of mini-sockets in the namespace of the
+// calling thread, as the kernel keeps it: TIME_WAIT and orphaned FIN_WAIT2,
+// IPv4 and IPv6.
+func readMiniSockets() (uint64, error) {
+	// The file of the thread, since /proc/net is that of the main thread.
+	const path = "/proc/thread-self/net/sockstat"
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var buf [1024]byte
+	n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, buf[:]) })
+	if err != nil {
+		return 0, &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	sum, ok := parseSockstat(buf[:n])
+	if !ok {
+		return 0, fmt.Errorf("read %s: no tw in it", path)
+	}
+	return sum, nil
+}
+
+// parseSockstat returns the number after tw in the line of TCP.
+func parseSockstat(data []byte) (uint64, bool) {
+	for line := range bytes.Lines(data) {
+		rest, isTCP := bytes.CutPrefix(line, []byte("TCP:"))
+		if !isTCP {
+			continue
+		}
+		// TCP: inuse 1 orphan 0 tw 2 alloc 1 mem 43
+		_, rest, found := bytes.Cut(rest, []byte(" tw "))
+		number, _, _ := bytes.Cut(rest, []byte(" "))
+		n, ok := parseUint32(number)
+		return uint64(n), found && ok
+	}
+	return 0, false
+}

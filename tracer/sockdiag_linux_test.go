@@ -1,0 +1,142 @@
+package tracer
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+)
+
+// netlinkMessage returns a message as the kernel would write it.
+func netlinkMessage(kind, flags uint16, seq uint32, body []byte) []byte {
+	ne := binary.NativeEndian
+	size := unix.SizeofNlMsghdr + len(body)
+	b := make([]byte, nlmsgAlign(size))
+	ne.PutUint32(b, uint32(size))
+	ne.PutUint16(b[4:], kind)
+	ne.PutUint16(b[6:], flags)
+	ne.PutUint32(b[8:], seq)
+	copy(b[unix.SizeofNlMsghdr:], body)
+	return b
+}
+
+// diagRecord returns a struct inet_diag_msg.
+func diagRecord(family Family, state State, timer uint8, local, remote netip.AddrPort, inode uint32) []byte {
+	b := make([]byte, sizeofDiagMsg)
+	b[0], b[1], b[2] = uint8(family), uint8(state), timer
+	binary.BigEndian.PutUint16(b[4:], local.Port())
+	binary.BigEndian.PutUint16(b[6:], remote.Port())
+	copy(b[8:24], local.Addr().AsSlice())
+	copy(b[24:40], remote.Addr().AsSlice())
+	binary.NativeEndian.PutUint32(b[68:], inode)
+	return b
+}
+
+func TestDecodeDiag(t *testing.T) {
+	local, remote := netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort("198.51.100.7:40000")
+	record := diagRecord(FamilyIPv4, StateCloseWait, 1, local, remote, 4711)
+	record = append(record, 5, 0, 8, 0, 0, 0, 0, 0) // an attribute, as the kernel adds some
+	datagram := netlinkMessage(sockDiagByFamily, unix.NLM_F_MULTI, 7, record)
+	datagram = append(datagram, netlinkMessage(sockDiagByFamily, 0, 6, record)...) // left over from another dump
+	datagram = append(datagram, netlinkMessage(unix.NLMSG_DONE, unix.NLM_F_DUMP_INTR, 7, make([]byte, 4))...)
+
+	visits := 0
+	done, interrupted, err := decodeDiag(datagram, 7, func(m diagMsg) {
+		visits++
+		qt.Assert(t, qt.Equals(m.family(), FamilyIPv4))
+		qt.Assert(t, qt.Equals(m.state(), StateCloseWait))
+		qt.Assert(t, qt.Equals(m.local(), local))
+		qt.Assert(t, qt.Equals(m.remote(), remote))
+		qt.Assert(t, qt.Equals(m.inode(), uint32(4711)))
+	})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsTrue(done))
+	qt.Assert(t, qt.IsTrue(interrupted))
+	qt.Assert(t, qt.Equals(visits, 1))
+}
+
+func TestDecodeDiagErrors(t *testing.T) {
+	errno := func(e unix.Errno) []byte {
+		return binary.NativeEndian.AppendUint32(nil, uint32(-int32(e)))
+	}
+	tests := []struct {
+		name     string
+		datagram []byte
+		want     string
+	}{
+		{"error", netlinkMessage(unix.NLMSG_ERROR, 0, 1, errno(unix.EPERM)), "operation not permitted"},
+		{"acknowledgement", netlinkMessage(unix.NLMSG_ERROR, 0, 1, errno(0)), "netlink acknowledgement instead of a dump"},
+		{"dump that ended in an error", netlinkMessage(unix.NLMSG_DONE, 0, 1, errno(unix.ENOMEM)), "cannot allocate memory"},
+		{"short record", netlinkMessage(sockDiagByFamily, 0, 1, make([]byte, 71)), "socket record of 71 bytes"},
+		{"cut off", netlinkMessage(sockDiagByFamily, 0, 1, make([]byte, 72))[:60], "netlink message of 88 bytes in 60"},
+		{"no header", []byte{1, 2, 3}, "3 stray bytes after the last netlink message"},
+		{"size below the header", make([]byte, 16), "netlink message of 0 bytes in 16"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, _, err := decodeDiag(tt.datagram, 1, func(diagMsg) {})
+			qt.Assert(t, qt.ErrorMatches(err, tt.want))
+		})
+	}
+}
+
+func TestMissingTCPDiag(t *testing.T) {
+	err := explainDiag(unix.ENOENT)
+	qt.Assert(t, qt.ErrorIs(err, ErrNotSupported))
+	qt.Assert(t, qt.ErrorMatches(err, `the kernel has no tcp_diag \(modprobe tcp_diag\): not supported`))
+	qt.Assert(t, qt.Equals(explainDiag(unix.EPERM), error(unix.EPERM)))
+}
+
+// TestCensusAllocations checks that a socket costs no allocation, whatever it
+// is grouped by.
+func TestCensusAllocations(t *testing.T) {
+	record := diagRecord(FamilyIPv6, StateTimeWait, diagTimerMini,
+		netip.MustParseAddrPort("[::ffff:192.0.2.1]:80"), netip.MustParseAddrPort("[::ffff:192.0.2.2]:4000"), 0)
+	var datagram []byte
+	for range 100 {
+		datagram = append(datagram, netlinkMessage(sockDiagByFamily, 0, 1, record)...)
+	}
+	for by := ByNothing; by <= ByRemote; by++ {
+		tally := newTally(by)
+		visit := tally.add
+		allocs := testing.AllocsPerRun(10, func() {
+			if _, _, err := decodeDiag(datagram, 1, visit); err != nil {
+				t.Fatal(err)
+			}
+		})
+		qt.Assert(t, qt.Equals(allocs, 0), qt.Commentf("by %s", by))
+	}
+}
+
+// FuzzDecodeDiag feeds the decoder what no kernel would send. It must not
+// panic, and must show no record that is shorter than it says.
+func FuzzDecodeDiag(f *testing.F) {
+	local, remote := netip.MustParseAddrPort("[2001:db8::1]:80"), netip.MustParseAddrPort("[2001:db8::2]:40000")
+	record := diagRecord(FamilyIPv6, StateEstablished, 0, local, remote, 1)
+	f.Add(netlinkMessage(sockDiagByFamily, 0, 1, record), uint32(1))
+	f.Add(netlinkMessage(unix.NLMSG_DONE, 0, 1, make([]byte, 4)), uint32(1))
+	f.Add(netlinkMessage(unix.NLMSG_ERROR, 0, 1, make([]byte, 20)), uint32(1))
+	f.Add(append(netlinkMessage(sockDiagByFamily, 0, 1, record), 1, 2), uint32(1))
+	f.Add([]byte{}, uint32(0))
+	f.Fuzz(func(t *testing.T, datagram []byte, seq uint32) {
+		tallies := []*tally{newTally(ByListener), newTally(ByProcess), newTally(ByRemote)}
+		visits := 0
+		_, _, _ = decodeDiag(datagram, seq, func(m diagMsg) {
+			visits++
+			if len(m) < sizeofDiagMsg {
+				t.Fatalf("record of %d bytes", len(m))
+			}
+			for _, tally := range tallies {
+				tally.add(m)
+			}
+		})
+		if visits > len(datagram)/sizeofDiagMsg {
+			t.Fatalf("%d records in %d bytes", visits, len(datagram))
+		}
+		if total := tallies[0].states.Total(); total > uint64(visits) {
+			t.Fatalf("%d sockets of %d records", total, visits)
+		}
+	})
+}
