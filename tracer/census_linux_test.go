@@ -19,6 +19,7 @@ const censusN = 23
 // TestCensusStates makes sockets in each state and compares the census, with
 // and without groups, with what was made and with what ss says.
 func TestCensusStates(t *testing.T) {
+	requireRoot(t)
 	for _, kind := range censusKinds {
 		t.Run(kind.name, func(t *testing.T) {
 			enterNetns(t)

@@ -185,9 +185,9 @@ func countWarnings(census *tracer.Census, byProcess bool) string {
 			countNoun(n, "network namespace", "network namespaces"))
 	}
 	if n := missed.HiddenProcesses; n > 0 {
-		what := "the network namespaces they are in may be missing"
+		what := "network namespaces may be missing"
 		if byProcess {
-			what = "their sockets are shown without an owner"
+			what = "sockets are shown without an owner"
 		}
 		fmt.Fprintf(&b, "finwait: %s could not be looked into: %s (needs CAP_SYS_PTRACE)\n", countNoun(n, "process", "processes"), what)
 	}

@@ -182,11 +182,11 @@ func TestCountWarnings(t *testing.T) {
 		},
 		{
 			"hidden", tracer.CensusMissed{HiddenProcesses: 1}, false,
-			"finwait: 1 process could not be looked into: the network namespaces they are in may be missing (needs CAP_SYS_PTRACE)\n",
+			"finwait: 1 process could not be looked into: network namespaces may be missing (needs CAP_SYS_PTRACE)\n",
 		},
 		{
 			"hidden owners", tracer.CensusMissed{HiddenProcesses: 2}, true,
-			"finwait: 2 processes could not be looked into: their sockets are shown without an owner (needs CAP_SYS_PTRACE)\n",
+			"finwait: 2 processes could not be looked into: sockets are shown without an owner (needs CAP_SYS_PTRACE)\n",
 		},
 		{
 			"inexact", tracer.CensusMissed{Inexact: []uint32{7}}, false,

@@ -1,0 +1,101 @@
+package test
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/finwait/finwait/tracer"
+)
+
+// recorder keeps every event of a tracer.
+type recorder struct {
+	t      testing.TB
+	tracer *tracer.Tracer
+	ended  chan struct{}
+
+	mu     sync.Mutex // guards events
+	events []tracer.Event
+}
+
+// record starts a tracer and keeps what it yields until the test ends.
+func record(t testing.TB, opts *tracer.Options) *recorder {
+	t.Helper()
+	tr, err := tracer.New(opts)
+	qt.Assert(t, qt.IsNil(err))
+	r := &recorder{t: t, tracer: tr, ended: make(chan struct{})}
+	go func() {
+		defer close(r.ended)
+		for ev, err := range tr.Events(context.Background()) {
+			if err != nil {
+				t.Errorf("events: %v", err)
+				return
+			}
+			r.mu.Lock()
+			r.events = append(r.events, *ev)
+			r.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() { qt.Check(t, qt.IsNil(tr.Close())) })
+	return r
+}
+
+func (r *recorder) seen() []tracer.Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
+}
+
+// await waits until n events are there that keep lets through.
+func (r *recorder) await(n int, timeout time.Duration, keep func(*tracer.Event) bool) []tracer.Event {
+	r.t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		kept := only(r.seen(), keep)
+		if len(kept) >= n {
+			return kept
+		}
+		if time.Now().After(deadline) {
+			r.t.Fatalf("%d events of %d after %v", len(kept), n, timeout)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// stop ends the tracing and returns all events. Nothing may have been lost.
+func (r *recorder) stop() []tracer.Event {
+	r.t.Helper()
+	qt.Assert(r.t, qt.IsNil(r.tracer.Detach()))
+	<-r.ended
+	ledger, err := r.tracer.Ledger()
+	qt.Assert(r.t, qt.IsNil(err))
+	qt.Check(r.t, qt.Equals(ledger.Lost(), 0), qt.Commentf("%+v", ledger))
+	qt.Check(r.t, qt.Equals(ledger.Impaired(), 0), qt.Commentf("%+v", ledger))
+	qt.Check(r.t, qt.Equals(ledger.Emitted, uint64(len(r.seen()))))
+	return r.seen()
+}
+
+func only(events []tracer.Event, keep func(*tracer.Event) bool) []tracer.Event {
+	return slices.DeleteFunc(slices.Clone(events), func(ev tracer.Event) bool { return !keep(&ev) })
+}
+
+func inNetns(inode uint32) func(*tracer.Event) bool {
+	return func(ev *tracer.Event) bool { return ev.Netns == inode }
+}
+
+// byTime sorts events as they happened. Equal times stay in the order told.
+func byTime(events []tracer.Event) {
+	slices.SortStableFunc(events, func(a, b tracer.Event) int { return a.Time.Compare(b.Time) })
+}
+
+func tally(events []tracer.Event) map[tracer.Transition]uint64 {
+	cells := map[tracer.Transition]uint64{}
+	for _, ev := range events {
+		cells[ev.Transition]++
+	}
+	return cells
+}
