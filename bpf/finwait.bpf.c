@@ -34,15 +34,12 @@ static __always_inline bool may_leave_mini(__u8 old, __u8 new)
  * A clone's old state is its listener's (inet_csk_clone_lock), which has not
  * left LISTEN; what is true is that the socket was not there before.
  */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
+static __always_inline int on_set_state(struct sock *sk, int old, int new)
 {
 	struct transition t = {};
 	enum verdict verdict;
 	__u64 mini = 0;
 
-	if (sk->sk_protocol != IPPROTO_TCP || old == new)
-		return 0;
 	if (new == SYN_RECV && old != SYN_SENT)
 		old = CLOSE;
 	t.old = old;
@@ -65,14 +62,62 @@ int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
 	return 0;
 }
 
-/* Looks at the mini-sockets in watch. */
+static __always_inline bool is_transition(const struct sock *sk, int old, int new)
+{
+	return sk->sk_protocol == IPPROTO_TCP && old != new;
+}
+
+/*
+ * Since 6.1 the kernel skips a program that interrupts itself on one CPU
+ * (05b24ff9b2cf), and a softirq may come in wherever a process changes a
+ * socket's state: a packet's transition would be lost in the middle of a
+ * system call's. So there are two programs on the tracepoint. The first takes
+ * what happens without an owner of the socket's lock, where softirqs are off
+ * and nothing can come in between; the second takes the rest. Should a softirq
+ * hit the moment in which the first lets a system call's transition pass, the
+ * second finds no mark of the first's and takes over.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_softirq, struct sock *sk, int old, int new)
+{
+	if (sk->sk_lock.owned || !is_transition(sk, old, new))
+		return 0;
+	mark(sk, new);
+	return on_set_state(sk, old, new);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state, struct sock *sk, int old, int new)
+{
+	if (!is_transition(sk, old, new))
+		return 0;
+	if (!sk->sk_lock.owned) {
+		if (marked(sk, new))
+			return 0;
+		ledger_add(taken_over);
+	}
+	return on_set_state(sk, old, new);
+}
+
+/* Looks at the mini-sockets in watch. Run by Go every so often. */
 SEC("iter/bpf_map_elem")
-int sweep(struct bpf_iter__bpf_map_elem *ctx)
+int sweep_orphans(struct bpf_iter__bpf_map_elem *ctx)
 {
 	__u64 *addr = ctx->key;
 
 	if (addr)
-		sweep_mini(*addr, bpf_ktime_get_ns());
+		sweep_orphan(*addr, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* Looks at the cancelled timers. Run by Go every so often. */
+SEC("iter/bpf_map_elem")
+int sweep_cancelled(struct bpf_iter__bpf_map_elem *ctx)
+{
+	__u32 *cpu = ctx->key;
+
+	if (cpu)
+		settle_later(*cpu, bpf_ktime_get_ns());
 	return 0;
 }
 

@@ -30,7 +30,7 @@ enum finwait_state {
 /* What showed that a transition happened. */
 enum finwait_evidence {
 	EVIDENCE_KERNEL, /* inet_sock_set_state said so */
-	EVIDENCE_TIMER,	/* a mini-socket's timer was armed, cancelled or expired */
+	EVIDENCE_TIMER, /* a mini-socket's timer was armed, cancelled or expired */
 };
 
 /* How the owner of a socket was learnt. */
@@ -142,8 +142,9 @@ struct finwait_ledger {
 	__u64 emitted;	       /* events given to the ring */
 	__u64 ring_full;	 /* events lost because the ring was full */
 	__u64 storage_failed;  /* socket storage refused: dwell and owner unknown */
-	__u64 minis_full;	  /* mini-socket not followed: its end has no dwell, no owner */
+	__u64 unfollowed; /* mini-sockets without room in minis: their ends have no dwell, no owner */
 	__u64 handoff_full;    /* mini-socket not linked: its start reads FIN_WAIT2 to CLOSE */
+	__u64 taken_over; /* transitions that set_state_softirq was skipped for, and set_state took */
 	__u64 watch_full;	  /* mini-socket not watched: its next transition comes late */
 	__u64 unknown_state;   /* state numbers that no kernel has had so far */
 };

@@ -66,7 +66,8 @@ struct mini {
 	struct finwait_who who;
 	__u64 cookie; /* of the connection; 0 if unknown */
 	__u64 since_ns; /* when it entered state; 0 if unknown */
-	__u64 ended_ns; /* when its timer was cancelled, unless armed anew; 0 if armed */
+	__u64 cancelled_ns; /* when its timer was cancelled; 0 if it is armed */
+	__u64 moved_ns; /* when it moved to TIME_WAIT, if its cancel is the first to show it */
 	__u32 state; /* as last told; NUM_STATES until its socket has closed */
 	__u8 family;
 	__u8 __pad[3];
@@ -101,10 +102,9 @@ struct {
 } handoff SEC(".maps");
 
 /*
- * The mini-sockets that sweep() must look at, because no tracepoint will tell:
- * those in FIN_WAIT2, and those whose timer was cancelled, until it is clear
- * that it was not armed anew. Key is the address of the mini-socket, the value
- * says nothing.
+ * The mini-sockets in FIN_WAIT2, which sweep_orphans must look at, because no
+ * tracepoint tells when they move to TIME_WAIT. Key is the address of the
+ * mini-socket, the value says nothing.
  * Full: ledger.watch_full; the transition is then told when the next is.
  */
 struct {
@@ -116,6 +116,36 @@ struct {
 
 /* How many are in watch, so that Go need not sweep when there are none. */
 __s64 watching;
+
+/* A mini-socket whose timer was cancelled, perhaps to be armed anew. */
+struct cancelled {
+	__u64 addr; /* 0 if there is none */
+	__u64 time_ns;
+};
+
+/*
+ * The last timer that each CPU cancelled, until what follows says whether that
+ * was a mini-socket's end. Key is the CPU. Written by the timer tier on that
+ * CPU, emptied there or by sweep_cancelled. One is enough: an arming anew
+ * follows its cancel before that CPU can do anything else.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* the loader knows how many CPUs there are */
+	__type(key, __u32);
+	__type(value, struct cancelled);
+} cancels SEC(".maps");
+
+/*
+ * What set_state_softirq handled last on this CPU: the socket's address plus
+ * its new state. Key 0; written by it, read by set_state.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} marks SEC(".maps");
 
 static __always_inline struct finwait_ledger *ledger_here(void)
 {
@@ -147,6 +177,24 @@ static __always_inline void count(__u32 old, __u32 new)
 	}
 	cells = (__u64 *)m;
 	__sync_fetch_and_add(&cells[old * NUM_STATES + new], 1);
+}
+
+/* A socket lies at a multiple of 64, so that no two marks are the same. */
+static __always_inline void mark(const struct sock *sk, __u32 new)
+{
+	__u32 zero = 0;
+	__u64 *m = bpf_map_lookup_elem(&marks, &zero);
+
+	if (m)
+		*m = (__u64)sk + new;
+}
+
+static __always_inline bool marked(const struct sock *sk, __u32 new)
+{
+	__u32 zero = 0;
+	__u64 *m = bpf_map_lookup_elem(&marks, &zero);
+
+	return m && *m == (__u64)sk + new;
 }
 
 #endif

@@ -18,8 +18,12 @@ const volatile __u64 jiffy_ns = 0;
 /* Not yet joined with the closing of its full socket. */
 #define NOT_JOINED NUM_STATES
 
-/* From a cancel without a new start to the verdict that it was the end. */
-#define END_SETTLES_NS 10000000ULL
+/*
+ * Between its cancel and its start a timer that is armed anew belongs to a CPU
+ * with interrupts off: longer than this is an end, or a virtual CPU that is
+ * not run; see settle_later.
+ */
+#define CANCEL_SETTLES_NS 10000000ULL
 
 static __always_inline struct inet_timewait_sock *mini_sock(__u64 addr)
 {
@@ -123,13 +127,10 @@ static __always_inline void catch_up(struct mini *m, __u64 addr, __u64 now)
 	mini_move(m, FIN_WAIT2, TIME_WAIT, time_wait_began(addr, m->since_ns, now));
 }
 
-/* A mini-socket is there that was not before. */
 static __always_inline struct mini *mini_insert(__u64 addr, struct mini *m)
 {
-	if (bpf_map_update_elem(&minis, &addr, m, BPF_ANY)) {
-		ledger_add(minis_full);
+	if (bpf_map_update_elem(&minis, &addr, m, BPF_ANY))
 		return NULL;
-	}
 	return bpf_map_lookup_elem(&minis, &addr);
 }
 
@@ -140,7 +141,7 @@ static __always_inline void mini_begin(__u64 addr)
 
 	read_mini(&m, addr);
 	m.state = NOT_JOINED;
-	mini_insert(addr, &m);
+	mini_insert(addr, &m); /* no room: mini_join counts it */
 	if (bpf_map_update_elem(&handoff, &m.tuple, &addr, BPF_ANY))
 		ledger_add(handoff_full);
 }
@@ -179,7 +180,8 @@ static __always_inline void mini_join(__u64 addr, struct sock *sk, const struct 
 	struct conn *c;
 
 	m = bpf_map_lookup_elem(&minis, &addr);
-	if (!m) { /* minis was full */
+	if (!m) { /* no room in minis */
+		ledger_add(unfollowed);
 		m = &unfollowed;
 		read_mini(m, addr);
 	}
@@ -199,11 +201,21 @@ static __always_inline void mini_join(__u64 addr, struct sock *sk, const struct 
 /* The timer has been armed anew: what looked like an end was none. */
 static __always_inline void mini_rearm(struct mini *m, __u64 addr, __u64 now)
 {
-	m->ended_ns = 0;
+	m->cancelled_ns = 0;
+	m->moved_ns = 0;
+	if (m->state != FIN_WAIT2 || mini_substate(addr) != TIME_WAIT)
+		return;
+	mini_move(m, FIN_WAIT2, TIME_WAIT, now);
+	unwatch_mini(addr);
+}
+
+/* Its timer has been cancelled: its end, or the first half of arming it anew. */
+static __always_inline void mini_cancel(struct mini *m, __u64 addr, __u64 now)
+{
+	m->cancelled_ns = now;
+	m->moved_ns = 0;
 	if (m->state == FIN_WAIT2 && mini_substate(addr) == TIME_WAIT)
-		mini_move(m, FIN_WAIT2, TIME_WAIT, now);
-	if (m->state == TIME_WAIT)
-		unwatch_mini(addr);
+		m->moved_ns = time_wait_began(addr, m->since_ns, now);
 }
 
 /* The mini-socket is gone since time_ns. */
@@ -215,36 +227,81 @@ static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns)
 		bpf_map_delete_elem(&handoff, &m->tuple);
 		m->state = state = TIME_WAIT;
 	}
-	if (state == CLOSE || !mini_move(m, state, CLOSE, time_ns))
-		return;
-	unwatch_mini(addr);
-	bpf_map_delete_elem(&minis, &addr);
+	if (state == FIN_WAIT2) {
+		unwatch_mini(addr);
+		if (m->moved_ns && mini_move(m, FIN_WAIT2, TIME_WAIT, m->moved_ns))
+			state = TIME_WAIT;
+	}
+	if (state != CLOSE && mini_move(m, state, CLOSE, time_ns))
+		bpf_map_delete_elem(&minis, &addr);
 }
 
-/* What no tracepoint tells: see watch. Run by Go every so often. */
-static __always_inline void sweep_mini(__u64 addr, __u64 now)
+/* Tells an orphan's move to TIME_WAIT, if it has moved. */
+static __always_inline void sweep_orphan(__u64 addr, __u64 now)
 {
 	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
 
-	if (!m) {
-		unwatch_mini(addr);
-		return;
-	}
-	if (!m->ended_ns) {
+	if (m && same_mini(m, addr))
 		catch_up(m, addr, now);
-		if (m->state == TIME_WAIT)
-			unwatch_mini(addr);
+	if (!m || m->state != FIN_WAIT2)
+		unwatch_mini(addr);
+}
+
+/* The timer cancelled at that time was not armed anew. */
+static __always_inline void settle(__u64 addr, __u64 time_ns)
+{
+	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+
+	if (m && m->cancelled_ns == time_ns)
+		mini_end(m, addr, time_ns);
+}
+
+/*
+ * Notes that this CPU has cancelled the timer of addr, or with 0 that it has
+ * gone on to something else. What it had cancelled before has ended, unless it
+ * is what is armed now.
+ */
+static __always_inline void note_cancel(__u64 addr, __u64 time_ns, __u64 armed)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct cancelled *c;
+	__u64 before, before_ns;
+
+	c = bpf_map_lookup_elem(&cancels, &cpu);
+	if (!c)
 		return;
-	}
-	/*
-	 * mod_timer leaves entry.pprev set between its cancel and its start;
-	 * only the removal of the timer clears it (detach_timer).
-	 */
-	if (now - m->ended_ns < END_SETTLES_NS)
+	before = c->addr;
+	before_ns = c->time_ns;
+	c->time_ns = time_ns;
+	if (__sync_val_compare_and_swap(&c->addr, before, addr) != before)
+		c->addr = addr; /* sweep_cancelled has settled it meanwhile */
+	else if (before && before != armed)
+		settle(before, before_ns);
+}
+
+/*
+ * Settles what a CPU has cancelled last, if it has not touched a mini-socket's
+ * timer since. mod_timer leaves entry.pprev set between cancel and start; only
+ * a removal clears it (detach_timer).
+ */
+static __always_inline void settle_later(__u32 cpu, __u64 now)
+{
+	struct cancelled *c;
+	struct mini *m;
+	__u64 addr, time_ns;
+
+	c = bpf_map_lookup_elem(&cancels, &cpu);
+	if (!c || !c->addr)
 		return;
-	if (same_mini(m, addr) && BPF_CORE_READ(mini_sock(addr), tw_timer.entry.pprev))
+	addr = c->addr;
+	time_ns = c->time_ns;
+	if (now < time_ns + CANCEL_SETTLES_NS)
 		return;
-	mini_end(m, addr, m->ended_ns);
+	m = bpf_map_lookup_elem(&minis, &addr);
+	if (m && same_mini(m, addr) && BPF_CORE_READ(mini_sock(addr), tw_timer.entry.pprev))
+		return;
+	if (__sync_val_compare_and_swap(&c->addr, addr, 0) == addr)
+		settle(addr, time_ns);
 }
 
 #endif

@@ -17,6 +17,12 @@ static __always_inline __u64 mini_of_timer(struct timer_list *timer)
 	return (__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer);
 }
 
+/* An end that was not seen, of a mini-socket that had this address before. */
+static __always_inline void end_predecessor(struct mini *m, __u64 addr)
+{
+	mini_end(m, addr, m->cancelled_ns ?: bpf_ktime_get_ns());
+}
+
 SEC("tp_btf/timer_start")
 int BPF_PROG(timer_start, struct timer_list *timer)
 {
@@ -25,13 +31,14 @@ int BPF_PROG(timer_start, struct timer_list *timer)
 
 	if (!addr)
 		return 0;
+	note_cancel(0, 0, addr);
 	m = bpf_map_lookup_elem(&minis, &addr);
 	if (m && same_mini(m, addr)) {
 		mini_rearm(m, addr, bpf_ktime_get_ns());
 		return 0;
 	}
 	if (m)
-		mini_end(m, addr, m->ended_ns ?: bpf_ktime_get_ns());
+		end_predecessor(m, addr);
 	mini_begin(addr);
 	return 0;
 }
@@ -39,9 +46,9 @@ int BPF_PROG(timer_start, struct timer_list *timer)
 /*
  * A timer is cancelled when it expires, when it is armed anew to another
  * moment, and when the mini-socket is ended early; only the first and the
- * second are followed by another tracepoint. A mini-socket that connect takes
- * over is out of the hash table by now (__inet_check_established), and so is
- * clearly gone; about any other sweep() decides.
+ * second are followed at once by another tracepoint. A mini-socket that connect
+ * takes over is out of the hash table by now (__inet_check_established), and
+ * so is clearly gone; for the others note_cancel waits for what follows.
  */
 SEC("tp_btf/timer_cancel")
 int BPF_PROG(timer_cancel, struct timer_list *timer)
@@ -51,39 +58,37 @@ int BPF_PROG(timer_cancel, struct timer_list *timer)
 
 	if (!addr)
 		return 0;
+	now = bpf_ktime_get_ns();
+	note_cancel(addr, now, 0);
 	m = bpf_map_lookup_elem(&minis, &addr);
 	if (!m)
 		m = mini_adopt(addr);
-	if (!m)
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (!BPF_CORE_READ(mini_sock(addr), __tw_common.skc_node.pprev)) {
-		catch_up(m, addr, now);
-		mini_end(m, addr, now);
+	if (!m) {
+		ledger_add(unfollowed);
 		return 0;
 	}
-	m->ended_ns = now;
-	watch_mini(addr);
+	mini_cancel(m, addr, now);
+	if (!BPF_CORE_READ(mini_sock(addr), __tw_common.skc_node.pprev))
+		mini_end(m, addr, now);
 	return 0;
 }
 
 SEC("tp_btf/timer_expire_entry")
 int BPF_PROG(timer_expire_entry, struct timer_list *timer)
 {
-	__u64 addr = mini_of_timer(timer), now;
+	__u64 addr = mini_of_timer(timer);
 	struct mini unfollowed = {}, *m;
 
 	if (!addr)
 		return 0;
+	note_cancel(0, 0, addr);
 	m = bpf_map_lookup_elem(&minis, &addr);
-	if (!m) { /* minis was full */
+	if (!m) { /* no room in minis */
 		m = &unfollowed;
 		read_mini(m, addr);
 		m->state = mini_substate(addr);
 	}
-	now = bpf_ktime_get_ns();
-	catch_up(m, addr, now);
-	mini_end(m, addr, now);
+	mini_end(m, addr, bpf_ktime_get_ns());
 	return 0;
 }
 

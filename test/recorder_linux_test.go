@@ -60,7 +60,8 @@ func (r *recorder) await(n int, timeout time.Duration, keep func(*tracer.Event) 
 			return kept
 		}
 		if time.Now().After(deadline) {
-			r.t.Fatalf("%d events of %d after %v", len(kept), n, timeout)
+			ledger, err := r.tracer.Ledger()
+			r.t.Fatalf("%d events of %d after %v: %v; ledger %+v, %v", len(kept), n, timeout, tally(kept), ledger, err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

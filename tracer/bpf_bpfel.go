@@ -69,8 +69,9 @@ type bpfFinwaitLedger struct {
 	Emitted       uint64
 	RingFull      uint64
 	StorageFailed uint64
-	MinisFull     uint64
+	Unfollowed    uint64
 	HandoffFull   uint64
+	TakenOver     uint64
 	WatchFull     uint64
 	UnknownState  uint64
 }
@@ -113,15 +114,19 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpfMapCancels           = "cancels"
 	bpfMapConns             = "conns"
 	bpfMapEvents            = "events"
 	bpfMapHandoff           = "handoff"
 	bpfMapLedger            = "ledger"
+	bpfMapMarks             = "marks"
 	bpfMapMatrix            = "matrix"
 	bpfMapMinis             = "minis"
 	bpfMapWatch             = "watch"
-	bpfProgInetSockSetState = "inet_sock_set_state"
-	bpfProgSweep            = "sweep"
+	bpfProgSetState         = "set_state"
+	bpfProgSetStateSoftirq  = "set_state_softirq"
+	bpfProgSweepCancelled   = "sweep_cancelled"
+	bpfProgSweepOrphans     = "sweep_orphans"
 	bpfProgTimerCancel      = "timer_cancel"
 	bpfProgTimerExpireEntry = "timer_expire_entry"
 	bpfProgTimerStart       = "timer_start"
@@ -196,8 +201,10 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	InetSockSetState *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
-	Sweep            *ebpf.ProgramSpec `ebpf:"sweep"`
+	SetState         *ebpf.ProgramSpec `ebpf:"set_state"`
+	SetStateSoftirq  *ebpf.ProgramSpec `ebpf:"set_state_softirq"`
+	SweepCancelled   *ebpf.ProgramSpec `ebpf:"sweep_cancelled"`
+	SweepOrphans     *ebpf.ProgramSpec `ebpf:"sweep_orphans"`
 	TimerCancel      *ebpf.ProgramSpec `ebpf:"timer_cancel"`
 	TimerExpireEntry *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
 	TimerStart       *ebpf.ProgramSpec `ebpf:"timer_start"`
@@ -207,10 +214,12 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
+	Cancels *ebpf.MapSpec `ebpf:"cancels"`
 	Conns   *ebpf.MapSpec `ebpf:"conns"`
 	Events  *ebpf.MapSpec `ebpf:"events"`
 	Handoff *ebpf.MapSpec `ebpf:"handoff"`
 	Ledger  *ebpf.MapSpec `ebpf:"ledger"`
+	Marks   *ebpf.MapSpec `ebpf:"marks"`
 	Matrix  *ebpf.MapSpec `ebpf:"matrix"`
 	Minis   *ebpf.MapSpec `ebpf:"minis"`
 	Watch   *ebpf.MapSpec `ebpf:"watch"`
@@ -269,10 +278,12 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
+	Cancels *ebpf.Map `ebpf:"cancels"`
 	Conns   *ebpf.Map `ebpf:"conns"`
 	Events  *ebpf.Map `ebpf:"events"`
 	Handoff *ebpf.Map `ebpf:"handoff"`
 	Ledger  *ebpf.Map `ebpf:"ledger"`
+	Marks   *ebpf.Map `ebpf:"marks"`
 	Matrix  *ebpf.Map `ebpf:"matrix"`
 	Minis   *ebpf.Map `ebpf:"minis"`
 	Watch   *ebpf.Map `ebpf:"watch"`
@@ -280,10 +291,12 @@ type bpfMaps struct {
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.Cancels,
 		m.Conns,
 		m.Events,
 		m.Handoff,
 		m.Ledger,
+		m.Marks,
 		m.Matrix,
 		m.Minis,
 		m.Watch,
@@ -327,8 +340,10 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	InetSockSetState *ebpf.Program `ebpf:"inet_sock_set_state"`
-	Sweep            *ebpf.Program `ebpf:"sweep"`
+	SetState         *ebpf.Program `ebpf:"set_state"`
+	SetStateSoftirq  *ebpf.Program `ebpf:"set_state_softirq"`
+	SweepCancelled   *ebpf.Program `ebpf:"sweep_cancelled"`
+	SweepOrphans     *ebpf.Program `ebpf:"sweep_orphans"`
 	TimerCancel      *ebpf.Program `ebpf:"timer_cancel"`
 	TimerExpireEntry *ebpf.Program `ebpf:"timer_expire_entry"`
 	TimerStart       *ebpf.Program `ebpf:"timer_start"`
@@ -336,8 +351,10 @@ type bpfPrograms struct {
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
-		p.InetSockSetState,
-		p.Sweep,
+		p.SetState,
+		p.SetStateSoftirq,
+		p.SweepCancelled,
+		p.SweepOrphans,
 		p.TimerCancel,
 		p.TimerExpireEntry,
 		p.TimerStart,

@@ -78,10 +78,12 @@ type bpfTestTestFilter struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpfTestMapCancels          = "cancels"
 	bpfTestMapConns            = "conns"
 	bpfTestMapEvents           = "events"
 	bpfTestMapHandoff          = "handoff"
 	bpfTestMapLedger           = "ledger"
+	bpfTestMapMarks            = "marks"
 	bpfTestMapMatrix           = "matrix"
 	bpfTestMapMinis            = "minis"
 	bpfTestMapWatch            = "watch"
@@ -162,10 +164,12 @@ type bpfTestProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfTestMapSpecs struct {
+	Cancels *ebpf.MapSpec `ebpf:"cancels"`
 	Conns   *ebpf.MapSpec `ebpf:"conns"`
 	Events  *ebpf.MapSpec `ebpf:"events"`
 	Handoff *ebpf.MapSpec `ebpf:"handoff"`
 	Ledger  *ebpf.MapSpec `ebpf:"ledger"`
+	Marks   *ebpf.MapSpec `ebpf:"marks"`
 	Matrix  *ebpf.MapSpec `ebpf:"matrix"`
 	Minis   *ebpf.MapSpec `ebpf:"minis"`
 	Watch   *ebpf.MapSpec `ebpf:"watch"`
@@ -220,10 +224,12 @@ func (o *bpfTestObjects) Close() error {
 //
 // It can be passed to loadBpfTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfTestMaps struct {
+	Cancels *ebpf.Map `ebpf:"cancels"`
 	Conns   *ebpf.Map `ebpf:"conns"`
 	Events  *ebpf.Map `ebpf:"events"`
 	Handoff *ebpf.Map `ebpf:"handoff"`
 	Ledger  *ebpf.Map `ebpf:"ledger"`
+	Marks   *ebpf.Map `ebpf:"marks"`
 	Matrix  *ebpf.Map `ebpf:"matrix"`
 	Minis   *ebpf.Map `ebpf:"minis"`
 	Watch   *ebpf.Map `ebpf:"watch"`
@@ -231,10 +237,12 @@ type bpfTestMaps struct {
 
 func (m *bpfTestMaps) Close() error {
 	return _BpfTestClose(
+		m.Cancels,
 		m.Conns,
 		m.Events,
 		m.Handoff,
 		m.Ledger,
+		m.Marks,
 		m.Matrix,
 		m.Minis,
 		m.Watch,

@@ -43,7 +43,7 @@ func helperMissing() bool {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type:       ebpf.Tracing,
 		AttachType: ebpf.AttachTraceRawTp,
-		AttachTo:   stateProgram,
+		AttachTo:   stateTracepoint,
 		License:    "Dual BSD/GPL",
 		Instructions: asm.Instructions{
 			asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord), // the socket

@@ -13,10 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	stateProgram = "inet_sock_set_state"
-	sweepProgram = "sweep"
+// stateTracepoint is where states change, and statePrograms what runs there, in
+// the order in which they must: see bpf/finwait.bpf.c.
+const stateTracepoint = "inet_sock_set_state"
 
+var statePrograms = []string{"set_state_softirq", "set_state"}
+
+// sweeps are the programs that go through a map, by the map.
+var sweeps = map[string]string{"watch": "sweep_orphans", "cancels": "sweep_cancelled"}
+
+const (
 	defaultEventBuffer = 16 << 20
 	defaultMiniSockets = 131_072
 )
@@ -59,7 +65,9 @@ func loadTier(opts *Options, with tier) (*ebpf.Collection, error) {
 			}
 		}
 	}
-	size(spec, opts)
+	if err := size(spec, opts); err != nil {
+		return nil, err
+	}
 	if err := configure(spec, opts); err != nil {
 		return nil, err
 	}
@@ -70,7 +78,7 @@ func loadTier(opts *Options, with tier) (*ebpf.Collection, error) {
 	return coll, nil
 }
 
-func size(spec *ebpf.CollectionSpec, opts *Options) {
+func size(spec *ebpf.CollectionSpec, opts *Options) error {
 	spec.Maps["events"].MaxEntries = defaultEventBuffer
 	if opts.EventBuffer > 0 {
 		spec.Maps["events"].MaxEntries = uint32(opts.EventBuffer)
@@ -80,6 +88,12 @@ func size(spec *ebpf.CollectionSpec, opts *Options) {
 		minis = sysctlInt("net/ipv4/tcp_max_tw_buckets", defaultMiniSockets)
 	}
 	spec.Maps["minis"].MaxEntries = uint32(min(max(minis, 1), maxMiniSockets))
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	spec.Maps["cancels"].MaxEntries = uint32(cpus)
+	return nil
 }
 
 // sysctlInt returns the value of a setting, or fallback if there is none.

@@ -61,20 +61,22 @@ type Ledger struct {
 	// RingFull is the number of events lost because the ring buffer was full.
 	// Counters have them.
 	RingFull uint64
-	// Recursion is the number of times that the kernel did not run one of the
-	// programs because it interrupted itself on one CPU. At most so many
-	// transitions are missing, from Counters too. Always 0 before Linux 6.1,
-	// where the programs run.
+	// Recursion is the number of transitions that were missed because the
+	// kernel does not run a program that interrupts itself on one CPU (since
+	// Linux 6.1). They are missing from Counters and Seen too.
 	Recursion uint64
+	// TakenOver is the number of transitions that would have been, had not a
+	// second program been there for them. Nothing is missing of them.
+	TakenOver uint64
 	// Decode is the number of records that were not understood.
 	Decode uint64
 
 	// StorageFailed is the number of times that the kernel refused memory for
 	// what is known of a socket: those transitions lack dwell and owner.
 	StorageFailed uint64
-	// MinisFull is the number of mini-sockets above Options.MiniSockets: the
+	// Unfollowed is the number of mini-sockets above Options.MiniSockets: the
 	// end of their TIME_WAIT lacks dwell and owner, or is not seen.
-	MinisFull uint64
+	Unfollowed uint64
 	// HandoffFull is the number of mini-sockets that could not be linked to
 	// their socket: its FIN_WAIT2→TIME_WAIT was told as FIN_WAIT2→CLOSE.
 	HandoffFull uint64
@@ -96,5 +98,5 @@ func (l *Ledger) Lost() uint64 { return l.RingFull + l.Recursion + l.Decode + l.
 // Impaired returns the number of transitions that were told with less than
 // what could have been known.
 func (l *Ledger) Impaired() uint64 {
-	return l.StorageFailed + l.MinisFull + l.HandoffFull + l.WatchFull
+	return l.StorageFailed + l.Unfollowed + l.HandoffFull + l.WatchFull
 }

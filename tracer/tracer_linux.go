@@ -39,8 +39,8 @@ type Tracer struct {
 
 	// watching is the kernel's count of mini-sockets that need a sweep.
 	watching *ebpf.Variable
-	sweep    *link.Iter
-	failed   atomic.Uint64 // sweeps
+	sweeps   map[string]*link.Iter // by the map they go through
+	failed   atomic.Uint64         // sweeps
 
 	links   []link.Link
 	stopped chan struct{} // closed when the sweeper has ended
@@ -69,7 +69,7 @@ func New(opts *Options) (*Tracer, error) {
 		return nil, diagnose(err)
 	}
 	t := &Tracer{
-		coll: coll, tier: tier, watching: coll.Variables["watching"],
+		coll: coll, tier: tier, watching: coll.Variables["watching"], sweeps: map[string]*link.Iter{},
 		stop: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if err := t.attach(); err != nil {
@@ -88,11 +88,13 @@ func (t *Tracer) attach() error {
 	if t.reader, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
 		return fmt.Errorf("open ring buffer: %w", err)
 	}
-	t.sweep, err = link.AttachIter(link.IterOptions{Program: t.coll.Programs[sweepProgram], Map: t.coll.Maps["watch"]})
-	if err != nil {
-		return fmt.Errorf("attach %s: %w", sweepProgram, err)
+	for m, program := range sweeps {
+		t.sweeps[m], err = link.AttachIter(link.IterOptions{Program: t.coll.Programs[program], Map: t.coll.Maps[m]})
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", program, err)
+		}
 	}
-	for _, name := range append(t.tier.programs, stateProgram) {
+	for _, name := range slices.Concat(t.tier.programs, statePrograms) {
 		l, err := link.AttachTracing(link.TracingOptions{Program: t.coll.Programs[name]})
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", name, err)
@@ -189,19 +191,35 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.Emitted += cpu.Emitted
 		l.RingFull += cpu.RingFull
 		l.StorageFailed += cpu.StorageFailed
-		l.MinisFull += cpu.MinisFull
+		l.Unfollowed += cpu.Unfollowed
+		l.TakenOver += cpu.TakenOver
 		l.HandoffFull += cpu.HandoffFull
 		l.WatchFull += cpu.WatchFull
 		l.UnknownState += cpu.UnknownState
 	}
-	for name, prog := range t.coll.Programs {
+	l.Recursion, err = t.missed(l.TakenOver)
+	return l, err
+}
+
+// missed returns the number of transitions that no program was run for. The
+// kernel skips set_state_softirq when a softirq comes in while it lets a system
+// call's transition pass, and set_state takes over, and counts that. When it
+// skips set_state, the other has run: all that set_state must do alone is done
+// under the socket's lock, where another such cannot come in.
+func (t *Tracer) missed(takenOver uint64) (uint64, error) {
+	var skipped uint64
+	for _, name := range slices.Concat(t.tier.programs, statePrograms[:1]) {
+		prog, ok := t.coll.Programs[name]
+		if !ok {
+			continue
+		}
 		stats, err := prog.Stats()
 		if err != nil {
-			return Ledger{}, fmt.Errorf("read statistics of %s: %w", name, err)
+			return 0, fmt.Errorf("read statistics of %s: %w", name, err)
 		}
-		l.Recursion += stats.RecursionMisses
+		skipped += stats.RecursionMisses
 	}
-	return l, nil
+	return skipped - min(skipped, takenOver), nil
 }
 
 // sweepRegularly makes mini-sockets tell what no tracepoint shows.
@@ -220,11 +238,15 @@ func (t *Tracer) sweepRegularly() {
 }
 
 func (t *Tracer) sweepOnce() {
+	t.sweepMap("cancels")
 	var watching int64
-	if err := t.watching.Get(&watching); err == nil && watching <= 0 {
-		return
+	if err := t.watching.Get(&watching); err != nil || watching > 0 {
+		t.sweepMap("watch")
 	}
-	run, err := t.sweep.Open()
+}
+
+func (t *Tracer) sweepMap(name string) {
+	run, err := t.sweeps[name].Open()
 	if err != nil {
 		t.failed.Add(1)
 		return
@@ -251,8 +273,10 @@ func (t *Tracer) detach() error {
 	for _, l := range slices.Backward(t.links) {
 		errs = append(errs, l.Close())
 	}
-	if t.sweep != nil {
-		errs = append(errs, t.sweep.Close())
+	for _, sweep := range t.sweeps {
+		if sweep != nil {
+			errs = append(errs, sweep.Close())
+		}
 	}
 	t.detached.Store(true)
 	if t.reader != nil {

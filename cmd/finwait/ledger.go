@@ -24,13 +24,13 @@ func writeLedger(w io.Writer, t *tracer.Tracer, p *printer) error {
 		text string
 	}{
 		{l.RingFull, "lost: the buffer was full (give it more with --buffer); they are counted all the same"},
-		{l.Recursion, "lost, at most: the kernel skips a program that interrupts itself on one CPU"},
+		{l.Recursion, "lost: the kernel skips a program that interrupts itself on one CPU"},
 		{l.Decode, "lost: the record was not understood"},
 		{l.UnknownState, "lost: a state that this version does not know"},
 		{unwritten, "lost: could not be written"},
 		{unread, "left unread at the end"},
 		{l.StorageFailed, "without dwell and owner: the kernel refused memory for the socket's storage"},
-		{l.MinisFull, "in TIME_WAIT not followed: more mini-sockets than there is room for"},
+		{l.Unfollowed, "in TIME_WAIT not followed: more mini-sockets than there is room for"},
 		{l.HandoffFull, "told as FIN_WAIT2→CLOSE though TIME_WAIT began: no room to link socket and mini-socket"},
 		{l.WatchFull, "told late: no room to watch the mini-socket"},
 		{l.SweepFailed, "times that orphans in FIN_WAIT2 could not be looked at when due"},
