@@ -136,16 +136,19 @@ struct {
 	__type(value, struct cancelled);
 } cancels SEC(".maps");
 
-/*
- * What set_state_softirq handled last on this CPU: the socket's address plus
- * its new state. Key 0; written by it, read by set_state.
- */
+/* What the programs of one CPU tell each other. */
+struct scratch {
+	__u64 mark; /* what set_state_softirq handled last: the socket's address plus its new state */
+	__u64 woke_ns; /* when Go was last woken from here */
+};
+
+/* Key 0. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
-} marks SEC(".maps");
+	__type(value, struct scratch);
+} scratch SEC(".maps");
 
 static __always_inline struct finwait_ledger *ledger_here(void)
 {
@@ -179,22 +182,27 @@ static __always_inline void count(__u32 old, __u32 new)
 	__sync_fetch_and_add(&cells[old * NUM_STATES + new], 1);
 }
 
+static __always_inline struct scratch *scratch_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
 /* A socket lies at a multiple of 64, so that no two marks are the same. */
 static __always_inline void mark(const struct sock *sk, __u32 new)
 {
-	__u32 zero = 0;
-	__u64 *m = bpf_map_lookup_elem(&marks, &zero);
+	struct scratch *here = scratch_here();
 
-	if (m)
-		*m = (__u64)sk + new;
+	if (here)
+		here->mark = (__u64)sk + new;
 }
 
 static __always_inline bool marked(const struct sock *sk, __u32 new)
 {
-	__u32 zero = 0;
-	__u64 *m = bpf_map_lookup_elem(&marks, &zero);
+	struct scratch *here = scratch_here();
 
-	return m && *m == (__u64)sk + new;
+	return here && here->mark == (__u64)sk + new;
 }
 
 #endif

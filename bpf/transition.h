@@ -17,6 +17,24 @@ struct transition {
 	__u8 evidence;
 };
 
+/*
+ * To wake Go costs more than all the rest, so each CPU does it once in a while;
+ * Go looks again after twice that time before it goes to sleep (see Events in
+ * tracer/tracer_linux.go). An event's own time may be long past.
+ */
+#define WAKE_EVERY_NS 1000000ULL
+
+static __always_inline __u64 wake_flags(void)
+{
+	struct scratch *here = scratch_here();
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!here || now - here->woke_ns < WAKE_EVERY_NS)
+		return BPF_RB_NO_WAKEUP;
+	here->woke_ns = now;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
 /* Every byte of the record is written: ring memory holds what was there before. */
 static __always_inline void emit(const struct transition *t, const struct finwait_who *who)
 {
@@ -42,7 +60,7 @@ static __always_inline void emit(const struct transition *t, const struct finwai
 		e->flags = EVENT_DWELL_KNOWN;
 	}
 	__builtin_memset(e->__pad, 0, sizeof(e->__pad));
-	bpf_ringbuf_submit(e, 0);
+	bpf_ringbuf_submit(e, wake_flags());
 	ledger_add(emitted);
 }
 

@@ -119,9 +119,9 @@ const (
 	bpfMapEvents            = "events"
 	bpfMapHandoff           = "handoff"
 	bpfMapLedger            = "ledger"
-	bpfMapMarks             = "marks"
 	bpfMapMatrix            = "matrix"
 	bpfMapMinis             = "minis"
+	bpfMapScratch           = "scratch"
 	bpfMapWatch             = "watch"
 	bpfProgSetState         = "set_state"
 	bpfProgSetStateSoftirq  = "set_state_softirq"
@@ -219,9 +219,9 @@ type bpfMapSpecs struct {
 	Events  *ebpf.MapSpec `ebpf:"events"`
 	Handoff *ebpf.MapSpec `ebpf:"handoff"`
 	Ledger  *ebpf.MapSpec `ebpf:"ledger"`
-	Marks   *ebpf.MapSpec `ebpf:"marks"`
 	Matrix  *ebpf.MapSpec `ebpf:"matrix"`
 	Minis   *ebpf.MapSpec `ebpf:"minis"`
+	Scratch *ebpf.MapSpec `ebpf:"scratch"`
 	Watch   *ebpf.MapSpec `ebpf:"watch"`
 }
 
@@ -283,9 +283,9 @@ type bpfMaps struct {
 	Events  *ebpf.Map `ebpf:"events"`
 	Handoff *ebpf.Map `ebpf:"handoff"`
 	Ledger  *ebpf.Map `ebpf:"ledger"`
-	Marks   *ebpf.Map `ebpf:"marks"`
 	Matrix  *ebpf.Map `ebpf:"matrix"`
 	Minis   *ebpf.Map `ebpf:"minis"`
+	Scratch *ebpf.Map `ebpf:"scratch"`
 	Watch   *ebpf.Map `ebpf:"watch"`
 }
 
@@ -296,9 +296,9 @@ func (m *bpfMaps) Close() error {
 		m.Events,
 		m.Handoff,
 		m.Ledger,
-		m.Marks,
 		m.Matrix,
 		m.Minis,
+		m.Scratch,
 		m.Watch,
 	)
 }

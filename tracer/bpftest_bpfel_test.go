@@ -83,9 +83,9 @@ const (
 	bpfTestMapEvents           = "events"
 	bpfTestMapHandoff          = "handoff"
 	bpfTestMapLedger           = "ledger"
-	bpfTestMapMarks            = "marks"
 	bpfTestMapMatrix           = "matrix"
 	bpfTestMapMinis            = "minis"
+	bpfTestMapScratch          = "scratch"
 	bpfTestMapWatch            = "watch"
 	bpfTestProgRunEmit         = "run_emit"
 	bpfTestProgRunFilter       = "run_filter"
@@ -169,9 +169,9 @@ type bpfTestMapSpecs struct {
 	Events  *ebpf.MapSpec `ebpf:"events"`
 	Handoff *ebpf.MapSpec `ebpf:"handoff"`
 	Ledger  *ebpf.MapSpec `ebpf:"ledger"`
-	Marks   *ebpf.MapSpec `ebpf:"marks"`
 	Matrix  *ebpf.MapSpec `ebpf:"matrix"`
 	Minis   *ebpf.MapSpec `ebpf:"minis"`
+	Scratch *ebpf.MapSpec `ebpf:"scratch"`
 	Watch   *ebpf.MapSpec `ebpf:"watch"`
 }
 
@@ -229,9 +229,9 @@ type bpfTestMaps struct {
 	Events  *ebpf.Map `ebpf:"events"`
 	Handoff *ebpf.Map `ebpf:"handoff"`
 	Ledger  *ebpf.Map `ebpf:"ledger"`
-	Marks   *ebpf.Map `ebpf:"marks"`
 	Matrix  *ebpf.Map `ebpf:"matrix"`
 	Minis   *ebpf.Map `ebpf:"minis"`
+	Scratch *ebpf.Map `ebpf:"scratch"`
 	Watch   *ebpf.Map `ebpf:"watch"`
 }
 
@@ -242,9 +242,9 @@ func (m *bpfTestMaps) Close() error {
 		m.Events,
 		m.Handoff,
 		m.Ledger,
-		m.Marks,
 		m.Matrix,
 		m.Minis,
+		m.Scratch,
 		m.Watch,
 	)
 }

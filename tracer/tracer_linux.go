@@ -129,18 +129,31 @@ func (t *Tracer) Events(ctx context.Context) iter.Seq2[*Event, error] {
 			record ringbuf.Record
 			clock  clock
 			event  Event
+			awake  = true // events may be there of which nobody told
+			read   bool   // one has been read since the deadline was set
 		)
+		t.reader.SetDeadline(time.Now())
 		for ctx.Err() == nil {
 			err := t.reader.ReadInto(&record)
 			switch {
+			case err == nil:
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				awake, read = read, false
+				t.reader.SetDeadline(lookAgain(awake))
+				continue
 			case errors.Is(err, ringbuf.ErrFlushed) && t.detached.Load(), errors.Is(err, os.ErrClosed):
 				return
 			case errors.Is(err, ringbuf.ErrFlushed):
 				continue
-			case err != nil:
+			default:
 				yield(nil, fmt.Errorf("read ring buffer: %w", err))
 				return
 			}
+			if !awake {
+				awake = true
+				t.reader.SetDeadline(lookAgain(awake))
+			}
+			read = true
 			if !decodeEvent(&event, record.RawSample, &clock) {
 				t.decode.Add(1)
 				continue
@@ -150,6 +163,20 @@ func (t *Tracer) Events(ctx context.Context) iter.Seq2[*Event, error] {
 			}
 		}
 	}
+}
+
+// wakeEvery is how often at most each CPU wakes the reader: WAKE_EVERY_NS in
+// bpf/transition.h.
+const wakeEvery = time.Millisecond
+
+// lookAgain returns until when to wait for events. A CPU that has just woken
+// the reader does not do so for wakeEvery, so that one that is awake must look
+// once more after that, and one that has then found nothing may sleep.
+func lookAgain(awake bool) time.Time {
+	if awake {
+		return time.Now().Add(2 * wakeEvery)
+	}
+	return time.Time{}
 }
 
 // Pending tells whether Events has more to yield without waiting. Between two

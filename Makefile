@@ -1,0 +1,65 @@
+# Versions of the tools that are not in go.mod, each in this one place.
+CLANG_VERSION ?= 19
+GOLANGCI_VERSION ?= v2.15.0
+
+CLANG ?= clang-$(CLANG_VERSION)
+CLANG_FORMAT ?= clang-format-$(CLANG_VERSION)
+LLVM_STRIP ?= llvm-strip-$(CLANG_VERSION)
+GOLANGCI ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+FUZZTIME ?= 5s
+
+GENERATED = tracer/bpf_bpfel.go tracer/bpf_bpfel.o tracer/bpftest_bpfel_test.go tracer/bpftest_bpfel_test.o
+
+.DEFAULT_GOAL := build
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build ./finwait; needs Go alone
+	CGO_ENABLED=0 go build -trimpath -o finwait ./cmd/finwait
+
+demo: build ## Build and show live transitions (root)
+	./finwait trace --demo --duration 10s
+
+test: ## Run all tests; those that need root are skipped without
+	go test ./...
+
+lint: ## Check formatting, vet, other systems, linters, shell scripts
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run 'make fmt'"; exit 1; }
+	$(CLANG_FORMAT) --dry-run -Werror bpf/*.c bpf/*.h
+	go vet ./...
+	GOOS=darwin go vet ./...
+	GOOS=linux GOARCH=s390x go build ./...
+	GOOS=linux GOARCH=arm64 go vet ./...
+	$(GOLANGCI) run
+	shellcheck .ci/run test/all.sh
+
+fmt: ## Format Go and C
+	gofmt -w .
+	$(CLANG_FORMAT) -i bpf/*.c bpf/*.h
+
+generate: ## Compile bpf/ into tracer/ (needs clang and libbpf headers)
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) \
+	BPF2GO_CFLAGS="-I/usr/include/$$(uname -m)-linux-gnu" go generate ./gen.go
+
+check-generate: generate ## Fail if the committed objects are not what bpf/ compiles to
+	@git diff --exit-code -- $(GENERATED) || { echo "bpf/ and tracer/ differ: run 'make generate' and commit"; exit 1; }
+
+fuzz: ## Fuzz everything that parses, FUZZTIME each
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+bench: ## Run the benchmarks (root for those of the kernel side)
+	go test -run '^$$' -bench . -benchmem ./...
+
+bench-smoke: ## Run every benchmark once, so that they stay alive
+	go test -run '^$$' -bench . -benchtime 1x ./...
+
+clean: ## Remove what was built
+	rm -f finwait
+
+.PHONY: help build demo test lint fmt generate check-generate fuzz bench bench-smoke clean

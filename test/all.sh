@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs what the tests need on Debian 12 and runs all of them. Needs root
+# and Go.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# ss and netstat are the tests' oracles; bpftool reads the maps as others would.
+# clang and libbpf's headers compile bpf/ anew, to see that the committed
+# objects are what it says.
+packages=(make git gcc libc6-dev iproute2 net-tools bpftool util-linux procps
+	clang-19 llvm-19 clang-format-19 libbpf-dev shellcheck)
+missing=()
+for package in "${packages[@]}"; do
+	status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+	[ "$status" = "install ok installed" ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+	apt-get update
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+fi
+
+export CI_PRIVILEGED=1 # a test that cannot run is a failure
+make build
+make lint
+make check-generate
+make test
+make bench-smoke
+make fuzz FUZZTIME="${FUZZTIME:-3s}"
+echo "all tests passed"

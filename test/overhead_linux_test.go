@@ -1,0 +1,123 @@
+package test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	bpflink "github.com/cilium/ebpf/link"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/finwait/finwait/test/internal/netns"
+	"github.com/finwait/finwait/test/internal/traffic"
+	"github.com/finwait/finwait/tracer"
+)
+
+// BenchmarkOverhead makes connections with a tracer attached and tells what the
+// kernel spends in its programs: ns/transition is the time of all of them,
+// those for other people's timers too, over the transitions seen; ns/empty is
+// that of a program that does nothing at the same tracepoint, most of which is
+// the clock that measures it.
+func BenchmarkOverhead(b *testing.B) {
+	ns := netns.New(b)
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	qt.Assert(b, qt.IsNil(err))
+	defer stats.Close()
+	empty := attachEmpty(b)
+	others := programs(b)
+	rec := record(b, nil)
+	own := programs(b)
+	for id := range others {
+		delete(own, id)
+	}
+
+	kind := kindNamed(b, "active close")
+	connections := 0
+	for b.Loop() {
+		ns.Do(func() { _, err = kind.Run(1009, tracer.FamilyIPv4) })
+		qt.Assert(b, qt.IsNil(err))
+		connections += 1009
+	}
+
+	counters, err := rec.tracer.Counters()
+	qt.Assert(b, qt.IsNil(err))
+	total := float64(counters.Total())
+	var all time.Duration
+	for id, name := range own {
+		stats := statsOf(b, id)
+		all += stats.Runtime
+		b.Logf("%-20s %8d runs, %6.1f ns each", name, stats.RunCount, perRun(stats))
+	}
+	b.ReportMetric(float64(all.Nanoseconds())/total, "ns/transition")
+	emptyStats, err := empty.Stats()
+	qt.Assert(b, qt.IsNil(err))
+	b.ReportMetric(perRun(emptyStats), "ns/empty")
+	b.ReportMetric(total/float64(connections), "transitions/connection")
+}
+
+func perRun(s *ebpf.ProgramStats) float64 {
+	return float64(s.Runtime.Nanoseconds()) / float64(max(s.RunCount, 1))
+}
+
+func kindNamed(tb testing.TB, name string) traffic.Kind {
+	tb.Helper()
+	for _, kind := range traffic.Kinds() {
+		if kind.Name == name {
+			return kind
+		}
+	}
+	tb.Fatalf("no traffic of kind %q", name)
+	return traffic.Kind{}
+}
+
+// attachEmpty attaches a program that does nothing to the tracepoint.
+func attachEmpty(b *testing.B) *ebpf.Program {
+	b.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name:         "empty",
+		Type:         ebpf.Tracing,
+		AttachType:   ebpf.AttachTraceRawTp,
+		AttachTo:     "inet_sock_set_state",
+		License:      "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	qt.Assert(b, qt.IsNil(err))
+	b.Cleanup(func() { prog.Close() })
+	l, err := bpflink.AttachTracing(bpflink.TracingOptions{Program: prog})
+	qt.Assert(b, qt.IsNil(err))
+	b.Cleanup(func() { l.Close() })
+	return prog
+}
+
+// programs returns the names of the host's tracing programs.
+func programs(b *testing.B) map[ebpf.ProgramID]string {
+	b.Helper()
+	names := map[ebpf.ProgramID]string{}
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if err != nil {
+			return names
+		}
+		id = next
+		prog, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone since
+		}
+		if info, err := prog.Info(); err == nil && prog.Type() == ebpf.Tracing {
+			names[id] = info.Name
+		}
+		prog.Close()
+	}
+}
+
+func statsOf(b *testing.B, id ebpf.ProgramID) *ebpf.ProgramStats {
+	b.Helper()
+	prog, err := ebpf.NewProgramFromID(id)
+	qt.Assert(b, qt.IsNil(err))
+	defer prog.Close()
+	stats, err := prog.Stats()
+	qt.Assert(b, qt.IsNil(err))
+	return stats
+}
