@@ -15,7 +15,7 @@ func TestEnums(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	for _, enum := range []struct {
 		name, prefix string
-		name_        func(uint8) string
+		goName       func(uint8) string
 		count        int
 	}{
 		{"finwait_state", "", func(i uint8) string { return State(i).String() }, numStates},
@@ -31,7 +31,7 @@ func TestEnums(t *testing.T) {
 				continue
 			}
 			want := strings.TrimPrefix(v.Name, enum.prefix)
-			qt.Assert(t, qt.Equals(strings.ToUpper(enum.name_(uint8(v.Value))), want))
+			qt.Assert(t, qt.Equals(strings.ToUpper(enum.goName(uint8(v.Value))), want))
 			qt.Assert(t, qt.IsTrue(int(v.Value) < enum.count), qt.Commentf("%s is unknown to Go", v.Name))
 		}
 	}

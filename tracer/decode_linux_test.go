@@ -39,7 +39,7 @@ func TestDecodeEvent(t *testing.T) {
 	qt.Assert(t, qt.IsTrue(decodeEvent(&ev, bytesOf(&raw), &c)))
 
 	qt.Check(t, qt.IsTrue(time.Since(ev.Time).Abs() < time.Minute), qt.Commentf("%v", ev.Time))
-	qt.Check(t, qt.Equals(ev.Transition.String(), "FIN_WAIT2→TIME_WAIT"))
+	qt.Check(t, qt.Equals(ev.String(), "FIN_WAIT2→TIME_WAIT"))
 	qt.Check(t, qt.Equals(ev.Dwell, 1500*time.Nanosecond))
 	qt.Check(t, qt.IsTrue(ev.DwellKnown))
 	qt.Check(t, qt.Equals(ev.Cookie, 4711))

@@ -16,7 +16,8 @@ import (
 // diagnose says in one sentence why loading failed, where that can be told.
 // It looks at the host only after the failure: what works is never refused.
 func diagnose(err error) error {
-	if errors.Is(err, os.ErrPermission) && !may(capSysAdmin) && !(may(capBPF) && may(capPerfmon)) {
+	mayTrace := may(capSysAdmin) || may(capBPF) && may(capPerfmon)
+	if errors.Is(err, os.ErrPermission) && !mayTrace {
 		return fmt.Errorf("tracing needs root, or CAP_BPF and CAP_PERFMON: %w", os.ErrPermission)
 	}
 	return diagnoseHost(os.DirFS("/"), helperMissing, err)

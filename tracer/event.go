@@ -77,7 +77,7 @@ type Owner struct {
 	Origin Origin
 	// PID is the process (thread group) id in the initial PID namespace.
 	PID uint32
-	// UID is the effective user id in the initial user namespace.
+	// UID is the real user id in the initial user namespace.
 	UID uint32
 	// CgroupID is the id of the process's cgroup (version 2), or 0.
 	CgroupID uint64

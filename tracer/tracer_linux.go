@@ -295,6 +295,9 @@ func (t *Tracer) Detach() error {
 func (t *Tracer) detach() error {
 	close(t.stop)
 	<-t.stopped
+	if len(t.links) > 0 {
+		t.sweepOnce() // what mini-sockets have not told yet
+	}
 	var errs []error
 	// In reverse, for the reason that attach gives.
 	for _, l := range slices.Backward(t.links) {
