@@ -22,7 +22,7 @@ demo: build ## Build and show live transitions (root)
 	./finwait trace --demo --duration 10s
 
 test: ## Run all tests; those that need root are skipped without
-	go test ./...
+	go test -p 1 ./...
 
 lint: ## Check formatting, vet, other systems, linters, shell scripts
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run 'make fmt'"; exit 1; }
@@ -54,10 +54,10 @@ fuzz: ## Fuzz everything that parses, FUZZTIME each
 	done
 
 bench: ## Run the benchmarks (root for those of the kernel side)
-	go test -run '^$$' -bench . -benchmem ./...
+	go test -p 1 -run '^$$' -bench . -benchmem ./...
 
 bench-smoke: ## Run every benchmark once, so that they stay alive
-	go test -run '^$$' -bench . -benchtime 1x ./...
+	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 
 clean: ## Remove what was built
 	rm -f finwait

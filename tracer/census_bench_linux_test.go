@@ -25,6 +25,7 @@ func BenchmarkCensus(b *testing.B) {
 		b.Run("by="+by.String(), func(b *testing.B) {
 			enterNetns(b)
 			fillTimeWait(b, benchTimeWait)
+			qt.Assert(b, qt.Equals(ssStates(b)[StateTimeWait], benchTimeWait))
 			netstat := timeNetstat(b)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -77,7 +77,7 @@ func waitForStates(t *testing.T, want StateCounts) {
 }
 
 // ssStates counts what ss lists in the calling thread's namespace.
-func ssStates(t *testing.T) StateCounts {
+func ssStates(t testing.TB) StateCounts {
 	t.Helper()
 	out, err := exec.Command("ss", "-Htan").Output()
 	qt.Assert(t, qt.IsNil(err))

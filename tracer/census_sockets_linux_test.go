@@ -59,7 +59,7 @@ func run(t testing.TB, name string, args ...string) string {
 
 func eventually(t testing.TB, cond func() bool, what func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(what())
 		}

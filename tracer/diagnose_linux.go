@@ -14,11 +14,11 @@ import (
 )
 
 // diagnose says in one sentence why loading failed, where that can be told.
-// It looks at the host only after the failure: what works is never refused.
+// It looks at caller and host only after the failure: what works is never
+// refused.
 func diagnose(err error) error {
-	mayTrace := may(capSysAdmin) || may(capBPF) && may(capPerfmon)
-	if errors.Is(err, os.ErrPermission) && !mayTrace {
-		return fmt.Errorf("tracing needs root, or CAP_BPF and CAP_PERFMON: %w", os.ErrPermission)
+	if !may(capSysAdmin) && (!may(capBPF) || !may(capPerfmon)) {
+		return fmt.Errorf("tracing needs root, or CAP_BPF, CAP_PERFMON and CAP_SYSLOG: %w", os.ErrPermission)
 	}
 	return diagnoseHost(os.DirFS("/"), helperMissing, err)
 }

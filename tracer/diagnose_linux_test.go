@@ -37,11 +37,11 @@ func TestDiagnoseHost(t *testing.T) {
 
 func TestNewWithoutPrivileges(t *testing.T) {
 	if os.Geteuid() == 0 {
-		t.Skip("needs a user without privileges; test/ runs this as nobody")
+		t.Skip("needs a user without privileges; test/ runs the command as one")
 	}
 	_, err := New(nil)
 	qt.Assert(t, qt.ErrorIs(err, os.ErrPermission))
-	qt.Assert(t, qt.ErrorMatches(err, "tracing needs root, or CAP_BPF and CAP_PERFMON.*"))
+	qt.Assert(t, qt.ErrorMatches(err, "tracing needs root, or CAP_BPF, CAP_PERFMON and CAP_SYSLOG.*"))
 }
 
 // The probe behind "the kernel is too old" does not say so of a kernel that is not.

@@ -74,14 +74,20 @@ const (
 	maxMiniSockets = 262_144
 )
 
-// A ContradictionError is returned for a filter that nothing can pass.
-type ContradictionError struct {
-	// Reason says which fields contradict each other, and why.
-	Reason string
-}
+// An OptionsError says what is wrong with the options given to [New]: a value
+// out of its range, too many of one kind, or a filter that nothing can pass.
+type OptionsError struct{ err error }
 
 // Error implements error.
-func (e *ContradictionError) Error() string { return "filter lets nothing through: " + e.Reason }
+func (e *OptionsError) Error() string { return e.err.Error() }
+
+// Unwrap returns the mistakes, joined if there are several.
+func (e *OptionsError) Unwrap() error { return e.err }
+
+// contradiction returns the error for a filter that nothing can pass.
+func contradiction(format string, args ...any) error {
+	return fmt.Errorf("filter lets nothing through: "+format, args...)
+}
 
 func (o *Options) validate() error {
 	if n := o.EventBuffer; n != 0 && (n < minEventBuffer || n > maxEventBuffer || bits.OnesCount(uint(n)) != 1) {
@@ -136,7 +142,7 @@ func (f *Filter) validateFamily() error {
 	}
 	ipv6Only := func(p netip.Prefix) bool { return p.Addr().Is6() && !p.Addr().Is4In6() && p.Bits() > 0 }
 	if f.Family == FamilyIPv4 && len(f.Addrs) > 0 && !slices.ContainsFunc(f.Addrs, func(p netip.Prefix) bool { return !ipv6Only(p) }) {
-		return &ContradictionError{"it asks for IPv4 sockets with IPv6 addresses"}
+		return contradiction("it asks for IPv4 sockets with IPv6 addresses")
 	}
 	return nil
 }
@@ -144,7 +150,7 @@ func (f *Filter) validateFamily() error {
 func (f *Filter) validateTransitions() error {
 	for _, t := range f.Transitions {
 		if !slices.Contains(LegalTransitions(), t) {
-			return &ContradictionError{fmt.Sprintf("%v does not happen in Linux%s", t, hintFor(t))}
+			return contradiction("%v does not happen in Linux%s", t, hintFor(t))
 		}
 	}
 	for _, t := range LegalTransitions() {
@@ -152,7 +158,7 @@ func (f *Filter) validateTransitions() error {
 			return nil
 		}
 	}
-	return &ContradictionError{fmt.Sprintf("no transition in %v is out of or into %v", f.Transitions, f.States)}
+	return contradiction("no transition in %v is out of or into %v", f.Transitions, f.States)
 }
 
 // hintFor helps those who know the transition by the tracepoint's words.

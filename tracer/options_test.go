@@ -1,7 +1,6 @@
 package tracer
 
 import (
-	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -15,7 +14,6 @@ func TestOptionsValidate(t *testing.T) {
 		name    string
 		opts    Options
 		wantErr string // empty for none
-		wantNo  bool   // a contradiction
 	}{
 		{name: "zero"},
 		{name: "buffer", opts: Options{EventBuffer: 4096}},
@@ -30,12 +28,12 @@ func TestOptionsValidate(t *testing.T) {
 		{name: "comm long", opts: Options{Filter: Filter{Comms: []string{strings.Repeat("x", 16)}}}, wantErr: "process name .* has 16 bytes.*"},
 		{name: "comm empty", opts: Options{Filter: Filter{Comms: []string{""}}}, wantErr: "process name .* has 0 bytes.*"},
 		{name: "prefix zero", opts: Options{Filter: Filter{Addrs: []netip.Prefix{{}}}}, wantErr: "filter has an invalid address prefix"},
-		{name: "v4 wants v6", opts: Options{Filter: Filter{Family: FamilyIPv4, Addrs: []netip.Prefix{prefix("2001:db8::/32")}}}, wantErr: ".*IPv4 sockets with IPv6 addresses", wantNo: true},
+		{name: "v4 wants v6", opts: Options{Filter: Filter{Family: FamilyIPv4, Addrs: []netip.Prefix{prefix("2001:db8::/32")}}}, wantErr: ".*IPv4 sockets with IPv6 addresses"},
 		{name: "v4 mapped", opts: Options{Filter: Filter{Family: FamilyIPv4, Addrs: []netip.Prefix{prefix("::ffff:10.0.0.0/104")}}}},
 		{name: "v6 with mapped v4", opts: Options{Filter: Filter{Family: FamilyIPv6, Addrs: []netip.Prefix{prefix("10.0.0.0/8")}}}},
-		{name: "impossible", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateEstablished}}}}, wantErr: ".*LISTEN→ESTABLISHED does not happen in Linux", wantNo: true},
-		{name: "tracepoint's words", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateSynRecv}}}}, wantErr: ".*is born CLOSE:SYN_RECV.*", wantNo: true},
-		{name: "state and transition", opts: Options{Filter: Filter{States: []State{StateListen}, Transitions: []Transition{{StateFinWait2, StateTimeWait}}}}, wantErr: ".*out of or into \\[LISTEN\\]", wantNo: true},
+		{name: "impossible", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateEstablished}}}}, wantErr: ".*LISTEN→ESTABLISHED does not happen in Linux"},
+		{name: "tracepoint's words", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateSynRecv}}}}, wantErr: ".*is born CLOSE:SYN_RECV.*"},
+		{name: "state and transition", opts: Options{Filter: Filter{States: []State{StateListen}, Transitions: []Transition{{StateFinWait2, StateTimeWait}}}}, wantErr: ".*out of or into \\[LISTEN\\]"},
 		{name: "state with transition", opts: Options{Filter: Filter{States: []State{StateTimeWait}, Transitions: []Transition{{StateFinWait2, StateTimeWait}}}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -45,8 +43,6 @@ func TestOptionsValidate(t *testing.T) {
 				return
 			}
 			qt.Assert(t, qt.ErrorMatches(err, test.wantErr))
-			var contradiction *ContradictionError
-			qt.Assert(t, qt.Equals(errors.As(err, &contradiction), test.wantNo))
 		})
 	}
 }

@@ -56,13 +56,13 @@ type Tracer struct {
 //
 // It returns an error that wraps [ErrNotSupported] if the kernel lacks what it
 // needs, one that wraps [os.ErrPermission] if the caller does, and a
-// [*ContradictionError] for a filter that nothing can pass.
+// [*OptionsError] for options that cannot be.
 func New(opts *Options) (*Tracer, error) {
 	if opts == nil {
 		opts = &Options{}
 	}
 	if err := opts.validate(); err != nil {
-		return nil, err
+		return nil, &OptionsError{err}
 	}
 	coll, tier, err := load(opts)
 	if err != nil {

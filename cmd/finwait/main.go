@@ -9,7 +9,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/spf13/cobra"
 )
@@ -45,12 +48,27 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return exitDone
 	case !started, errors.As(err, &usage):
-		fmt.Fprintf(stderr, "finwait: %v\nTry '%s --help'.\n", err, command.CommandPath())
+		fmt.Fprintf(stderr, "finwait: %s\nTry '%s --help'.\n", printable(err.Error()), command.CommandPath())
 		return exitUsage
 	default:
-		fmt.Fprintf(stderr, "finwait: %v\n", err)
+		fmt.Fprintf(stderr, "finwait: %s\n", printable(err.Error()))
 		return exitFailed
 	}
+}
+
+// printable returns s with its control characters escaped: an argument that
+// stands in an error message must not reach the terminal as it is.
+func printable(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRuneToASCII(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
 }
 
 // A usageError is the user's mistake in the command line.

@@ -83,8 +83,8 @@ func runTrace(cmd *cobra.Command, flags *traceFlags) error {
 		return err
 	}
 	t, err := tracer.New(opts)
-	var contradiction *tracer.ContradictionError
-	if errors.As(err, &contradiction) {
+	var mistake *tracer.OptionsError
+	if errors.As(err, &mistake) {
 		return usagef("%w", err)
 	}
 	if err != nil {
