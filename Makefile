@@ -6,7 +6,7 @@ CLANG ?= clang-$(CLANG_VERSION)
 CLANG_FORMAT ?= clang-format-$(CLANG_VERSION)
 LLVM_STRIP ?= llvm-strip-$(CLANG_VERSION)
 GOLANGCI ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
-FUZZTIME ?= 5s
+FUZZTIME ?= 10s
 
 GENERATED = tracer/bpf_bpfel.go tracer/bpf_bpfel.o tracer/bpftest_bpfel_test.go tracer/bpftest_bpfel_test.o
 
