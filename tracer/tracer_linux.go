@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 )
 
 // SweepInterval is how often the tracer looks for transitions of mini-sockets
@@ -308,11 +309,23 @@ func (t *Tracer) detach() error {
 			errs = append(errs, sweep.Close())
 		}
 	}
+	awaitPrograms()
 	t.detached.Store(true)
 	if t.reader != nil {
 		errs = append(errs, t.reader.Flush())
 	}
 	return errors.Join(errs...)
+}
+
+// awaitPrograms waits until no program runs that was started before: taking one
+// off its tracepoint does not stop it on another CPU. Programs run in RCU
+// read-side sections, and this membarrier is a wait for all of those to end.
+func awaitPrograms() {
+	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL of linux/membarrier.h
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	if errno != 0 { // refused with nohz_full, and by some sandboxes
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // Close stops tracing, ends a running Events and frees everything. No other

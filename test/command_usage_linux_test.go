@@ -1,0 +1,121 @@
+package test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+)
+
+// TestCommandUsage expects a sentence that names what is wrong and what would
+// be right. None of it needs privileges: the command line is looked at first.
+func TestCommandUsage(t *testing.T) {
+	tests := []struct {
+		line string
+		says []string
+	}{
+		{"trace --state BORED", []string{`"BORED"`, "--state", "want one of ESTABLISHED", "TIME_WAIT"}},
+		{"trace --transition FIN_WAIT2:BORED", []string{"--transition", `"BORED"`, "want one of ESTABLISHED"}},
+		{"trace --transition FIN_WAIT2", []string{"--transition", `"FIN_WAIT2"`, "FIN_WAIT2:TIME_WAIT"}},
+		{"trace --transition LISTEN:SYN_RECV", []string{"LISTEN→SYN_RECV does not happen", "CLOSE:SYN_RECV"}},
+		{"trace --transition LISTEN:ESTABLISHED", []string{"LISTEN→ESTABLISHED does not happen"}},
+		{"trace --addr 10.0.0.0/33", []string{"--addr", `"10.0.0.0/33"`, "10.0.0.0/8"}},
+		{"trace --addr localhost", []string{"--addr", `"localhost"`, "10.0.0.0/8"}},
+		{"trace --port 70000", []string{"--port", `"70000"`, "1 to 65535"}},
+		{"trace --port 0", []string{"--port", `"0"`, "1 to 65535"}},
+		{"trace --lport 90-80", []string{"--lport", `"90-80"`, "8000-8999"}},
+		{"trace --rport http", []string{"--rport", `"http"`, "1 to 65535"}},
+		{"trace -4 -6", []string{"--ipv4", "--ipv6", "contradict"}},
+		{"trace -4 --addr 2001:db8::/32", []string{"IPv4", "IPv6", "lets nothing through"}},
+		{"trace --state LISTEN --transition FIN_WAIT2:TIME_WAIT", []string{"lets nothing through", "FIN_WAIT2→TIME_WAIT", "LISTEN"}},
+		{"trace --format yaml", []string{"--format", `"yaml"`, "table", "json", "csv", "logfmt"}},
+		{"trace --count 0", []string{"--count 0"}},
+		{"trace --count many", []string{"--count", `"many"`}},
+		{"trace --duration -1s", []string{"--duration -1s", "10s"}},
+		{"trace --duration 10", []string{"--duration", `"10"`}},
+		{"trace --buffer 3", []string{"--buffer 3", "power of two", "1 to 1024"}},
+		{"trace --netns nosuch", []string{"--netns", `"nosuch"`, "no such file"}},
+		{"trace --cgroup nosuch", []string{"--cgroup", `"nosuch"`, "id or the path"}},
+		{"trace --uid nosuchuser", []string{"--uid", `"nosuchuser"`, "user id or the name"}},
+		{"trace --pid -1", []string{"--pid", `"-1"`, "process id"}},
+		{"trace --comm abcdefghijklmnop", []string{"--comm", `"abcdefghijklmnop"`, "1 to 15 bytes"}},
+		{"trace --comm=", []string{"--comm", "empty"}},
+		{"trace --state=", []string{"--state", "empty"}},
+		{"trace --netns 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17", []string{"17 network namespaces", "16"}},
+		{"trace --frobnicate", []string{"unknown flag", "--frobnicate"}},
+		{"trace stray", []string{`"stray"`}},
+		{"count --watch 1ms", []string{"--watch 1ms", "100ms or more"}},
+		{"count --by foo", []string{`"foo"`, "netns, listener, process or remote"}},
+		{"count --format csv", []string{`"csv"`, "table or json"}},
+		{"count stray", []string{`"stray"`}},
+		{"explain NOSUCH", []string{`"NOSUCH"`}},
+		{"explain FIN_WAIT2:NOSUCH", []string{`"NOSUCH"`}},
+		{"explain --format csv", []string{`"csv"`, "table or json"}},
+		{"frobnicate", []string{`"frobnicate"`}},
+		{"--frobnicate", []string{"unknown flag", "--frobnicate"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.line, func(t *testing.T) {
+			args := strings.Fields(tt.line)
+			hint := "Try 'finwait " + args[0] + " --help'.\n"
+			if strings.Contains(args[0], "frobnicate") {
+				hint = "Try 'finwait --help'.\n"
+			}
+			res := finwait(t, args...)
+			checkFailure(t, res, 2, tt.says...)
+			qt.Check(t, qt.IsTrue(strings.HasSuffix(res.stderr, "\n"+hint)), qt.Commentf("%s", res.stderr))
+		})
+	}
+}
+
+// TestCommandHostileArgument expects what a user typed to come back harmless.
+func TestCommandHostileArgument(t *testing.T) {
+	for _, args := range [][]string{
+		{"trace", "--state", "\x1b[31m"}, {"trace", "--addr", "\x1b[31m"}, {"trace", "--netns", "\x1b[31m"},
+		{"trace", "--format", "\x1b[31m"}, {"trace", "\x1b[31m"}, {"count", "\x1b[31m"},
+		{"explain", "\x1b[31m"}, {"\x1b[31m"}, {"trace", "--\x1b[31m"},
+	} {
+		res := finwait(t, args...)
+		checkFailure(t, res, 2)
+		qt.Check(t, qt.IsFalse(strings.Contains(res.stderr, "\x1b")), qt.Commentf("%q: %q", args, res.stderr))
+	}
+}
+
+func TestCommandHelp(t *testing.T) {
+	tests := []struct {
+		line string
+		says []string
+	}{
+		{"", []string{"Usage:", "trace", "count", "explain", "completion"}},
+		{"--help", []string{"Usage:", "trace", "count", "explain", "completion"}},
+		{"trace --help", []string{"finwait trace", "--transition", "--netns", "--duration"}},
+		{"count --help", []string{"finwait count", "--watch", "--by"}},
+		{"explain --help", []string{"finwait explain"}},
+		{"completion bash", []string{"__finwait_", "complete "}},
+		{"completion zsh", []string{"#compdef finwait"}},
+		{"completion fish", []string{"complete -c finwait"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.line, func(t *testing.T) {
+			res := finwait(t, strings.Fields(tt.line)...)
+			qt.Check(t, qt.Equals(res.code, 0))
+			qt.Check(t, qt.Equals(res.stderr, ""))
+			for _, word := range tt.says {
+				qt.Check(t, qt.StringContains(res.stdout, word))
+			}
+		})
+	}
+}
+
+// TestCommandCompletionScript lets bash read the script.
+func TestCommandCompletionScript(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.Command(bash, "-n")
+	cmd.Stdin = strings.NewReader(finwait(t, "completion", "bash").stdout)
+	res := runCommand(t, cmd)
+	qt.Check(t, qt.Equals(res, result{}))
+}

@@ -1,0 +1,55 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// actorPort makes this binary another process with connections of its own: it
+// makes one to itself on that port and ends. actorUID is who it does that as.
+const (
+	actorPort = "FINWAIT_TEST_ACTOR_PORT"
+	actorUID  = "FINWAIT_TEST_ACTOR_UID"
+)
+
+func TestMain(m *testing.M) {
+	if port := os.Getenv(actorPort); port != "" {
+		if err := act(port, os.Getenv(actorUID)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if call := os.Getenv(strangerCall); call != "" {
+		if err := beStranger(call, os.Getenv(strangerAddr)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code := m.Run()
+	os.RemoveAll(binaryDir())
+	os.Exit(code)
+}
+
+func act(portWord, uidWord string) error {
+	port, err := strconv.ParseUint(portWord, 10, 16)
+	if err != nil {
+		return err
+	}
+	if uidWord != "" {
+		uid, err := strconv.Atoi(uidWord)
+		if err != nil {
+			return err
+		}
+		if err := unix.Setuid(uid); err != nil {
+			return fmt.Errorf("setuid: %w", err)
+		}
+	}
+	_, err = connectTo(uint16(port), 1, unix.AF_INET, clientFirst)
+	return err
+}
