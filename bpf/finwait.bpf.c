@@ -42,6 +42,10 @@ static __always_inline int on_set_state(struct sock *sk, int old, int new)
 
 	if (new == SYN_RECV && old != SYN_SENT)
 		old = CLOSE;
+	if ((__u32)old >= NUM_STATES || (__u32) new >= NUM_STATES) {
+		ledger_add(unknown_state);
+		return 0;
+	}
 	t.old = old;
 	t.new = new;
 	t.time_ns = bpf_ktime_get_ns();
@@ -57,7 +61,8 @@ static __always_inline int on_set_state(struct sock *sk, int old, int new)
 	}
 	count(old, new);
 	verdict = filter_tuple(&t.tuple, t.family);
-	if (verdict != DROP || unborn(&t))
+	/* What a listener accepts may pass where it does not, and inherits its owner. */
+	if (verdict != DROP || unborn(&t) || new == LISTEN)
 		tell(sk, &t, verdict);
 	return 0;
 }

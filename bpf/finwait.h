@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * What the kernel side and Go share: the event record, the counters, and the
- * numbers in them. bpf2go turns these types into Go; tracer/abi_test.go holds
+ * numbers in them. bpf2go turns these types into Go; tracer/abi_linux_test.go holds
  * both sides to the same numbers.
  */
 #ifndef FINWAIT_H
@@ -139,14 +139,15 @@ _Static_assert(sizeof(struct finwait_matrix) == NUM_STATES * NUM_STATES * 8, "ma
 
 /* What became of events, and everything that went wrong. */
 struct finwait_ledger {
-	__u64 emitted;	       /* events given to the ring */
-	__u64 ring_full;	 /* events lost because the ring was full */
-	__u64 storage_failed;  /* socket storage refused: dwell and owner unknown */
-	__u64 unfollowed; /* mini-sockets without room in minis: their ends have no dwell, no owner */
-	__u64 handoff_full;    /* mini-socket not linked: its start reads FIN_WAIT2 to CLOSE */
+	__u64 emitted; /* events given to the ring */
+	__u64 ring_full; /* events lost because the ring was full */
+	__u64 not_held; /* events lost because there was no storage to hold them in */
+	__u64 storage_failed; /* socket storage refused: dwell and owner unknown */
+	__u64 unfollowed; /* times that a mini-socket found no room in minis */
+	__u64 handoff_full; /* mini-socket not linked: its start reads FIN_WAIT2 to CLOSE */
+	__u64 watch_full; /* mini-socket not watched: its next transition comes late */
+	__u64 unknown_state; /* transitions with a state number that no kernel has had so far */
 	__u64 taken_over; /* transitions that set_state_softirq was skipped for, and set_state took */
-	__u64 watch_full;	  /* mini-socket not watched: its next transition comes late */
-	__u64 unknown_state;   /* state numbers that no kernel has had so far */
 };
 
 /* One network in filter_addr. */

@@ -65,12 +65,14 @@ struct mini {
 	struct finwait_tuple tuple;
 	struct finwait_who who;
 	__u64 cookie; /* of the connection; 0 if unknown */
+	__u64 tw_cookie; /* what the mini-socket itself had at first; 0 if none */
 	__u64 since_ns; /* when it entered state; 0 if unknown */
 	__u64 cancelled_ns; /* when its timer was cancelled; 0 if it is armed */
 	__u64 moved_ns; /* when it moved to TIME_WAIT, if its cancel is the first to show it */
 	__u32 state; /* as last told; NUM_STATES until its socket has closed */
 	__u8 family;
-	__u8 __pad[3];
+	__u8 substate; /* as last read */
+	__u8 __pad[2];
 };
 
 /*
@@ -78,7 +80,7 @@ struct mini {
  * inet_timewait_sock. Inserted when its timer is armed first, deleted when it
  * ends. Preallocated, because its users run under the timer base's lock, where
  * an allocation could arm a timer. Size set by the loader.
- * Full: ledger.minis_full; the end of that mini-socket has no dwell, no owner.
+ * Full: ledger.unfollowed; the end of that mini-socket has no dwell, no owner.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -104,12 +106,12 @@ struct {
 /*
  * The mini-sockets in FIN_WAIT2, which sweep_orphans must look at, because no
  * tracepoint tells when they move to TIME_WAIT. Key is the address of the
- * mini-socket, the value says nothing.
+ * mini-socket, the value says nothing. As large as minis.
  * Full: ledger.watch_full; the transition is then told when the next is.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1 << 14);
+	__uint(max_entries, 1 << 16);
 	__type(key, __u64);
 	__type(value, __u8);
 } watch SEC(".maps");
@@ -121,6 +123,7 @@ __s64 watching;
 struct cancelled {
 	__u64 addr; /* 0 if there is none */
 	__u64 time_ns;
+	__u64 tw_cookie; /* tells it from another that gets its address */
 };
 
 /*
@@ -172,12 +175,8 @@ static __always_inline void count(__u32 old, __u32 new)
 	__u64 *cells;
 
 	m = bpf_map_lookup_elem(&matrix, &zero);
-	if (!m)
+	if (!m || old >= NUM_STATES || new >= NUM_STATES)
 		return;
-	if (old >= NUM_STATES || new >= NUM_STATES) {
-		ledger_add(unknown_state);
-		return;
-	}
 	cells = (__u64 *)m;
 	__sync_fetch_and_add(&cells[old * NUM_STATES + new], 1);
 }

@@ -7,7 +7,9 @@
  *	begin  --> join (its full socket closes) --> [move to TIME_WAIT] --> end
  *
  * Any of them may run on another CPU at the same time, so that each step is
- * claimed by a compare-and-swap of mini.state before it is told.
+ * claimed by a compare-and-swap of mini.state before it is told. What the map
+ * cannot guard against is that an element which one CPU still looks at is
+ * deleted and used again by another; only a sweep looks for long enough.
  */
 #ifndef FINWAIT_MINI_H
 #define FINWAIT_MINI_H
@@ -35,6 +37,11 @@ static __always_inline __u32 mini_substate(__u64 addr)
 	return BPF_CORE_READ(mini_sock(addr), tw_substate);
 }
 
+static __always_inline __u64 mini_cookie(__u64 addr)
+{
+	return BPF_CORE_READ(mini_sock(addr), __tw_common.skc_cookie.counter);
+}
+
 static __always_inline void read_mini(struct mini *m, __u64 addr)
 {
 	struct inet_timewait_sock *tw = mini_sock(addr);
@@ -50,17 +57,19 @@ static __always_inline void read_mini(struct mini *m, __u64 addr)
 	m->tuple.lport = bpf_ntohs(BPF_CORE_READ(tw, tw_sport));
 	m->tuple.rport = bpf_ntohs(BPF_CORE_READ(tw, __tw_common.skc_dport));
 	m->tuple.netns = BPF_CORE_READ(tw, __tw_common.skc_net.net, ns.inum);
-	m->cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
+	m->tw_cookie = mini_cookie(addr);
+	m->cookie = m->tw_cookie;
+	m->substate = mini_substate(addr);
 }
 
 /* Is m about what is at addr now? The slab hands addresses out again at once. */
 static __always_inline bool same_mini(const struct mini *m, __u64 addr)
 {
 	struct inet_timewait_sock *tw = mini_sock(addr);
-	__u64 cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
 
-	if (m->cookie && cookie)
-		return m->cookie == cookie;
+	/* Without a cookie at first it gets one when a tool such as ss asks. */
+	if (m->tw_cookie)
+		return m->tw_cookie == mini_cookie(addr);
 	return m->tuple.lport == bpf_ntohs(BPF_CORE_READ(tw, tw_sport)) &&
 	       m->tuple.rport == bpf_ntohs(BPF_CORE_READ(tw, __tw_common.skc_dport));
 }
@@ -152,7 +161,7 @@ static __always_inline struct mini *mini_adopt(__u64 addr)
 	struct mini m = {};
 
 	read_mini(&m, addr);
-	m.state = mini_substate(addr);
+	m.state = m.substate;
 	return mini_insert(addr, &m);
 }
 
@@ -180,10 +189,13 @@ static __always_inline void mini_join(__u64 addr, struct sock *sk, const struct 
 	struct conn *c;
 
 	m = bpf_map_lookup_elem(&minis, &addr);
-	if (!m) { /* no room in minis */
+	if (!m)
 		ledger_add(unfollowed);
+	if (!m || __sync_val_compare_and_swap(&m->state, NOT_JOINED, t->old) != NOT_JOINED) {
+		/* No room, or gone as soon as it came: it was there all the same. */
 		m = &unfollowed;
 		read_mini(m, addr);
+		m->state = t->old;
 	}
 	m->cookie = t->cookie;
 	c = bpf_sk_storage_get(&conns, sk, NULL, 0);
@@ -191,7 +203,6 @@ static __always_inline void mini_join(__u64 addr, struct sock *sk, const struct 
 		m->who = c->who;
 		m->since_ns = c->since_ns;
 	}
-	m->state = t->old;
 	if (mini_substate(addr) == TIME_WAIT)
 		mini_move(m, t->old, TIME_WAIT, t->time_ns);
 	else
@@ -214,26 +225,26 @@ static __always_inline void mini_cancel(struct mini *m, __u64 addr, __u64 now)
 {
 	m->cancelled_ns = now;
 	m->moved_ns = 0;
-	if (m->state == FIN_WAIT2 && mini_substate(addr) == TIME_WAIT)
+	m->substate = mini_substate(addr);
+	if (m->state == FIN_WAIT2 && m->substate == TIME_WAIT)
 		m->moved_ns = time_wait_began(addr, m->since_ns, now);
 }
 
 /* The mini-socket is gone since time_ns. */
 static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns)
 {
-	__u32 state = m->state;
+	__u32 state;
 
-	if (state == NOT_JOINED) { /* its full socket's end was never seen */
+	/* Its full socket's end was never seen. */
+	if (__sync_val_compare_and_swap(&m->state, NOT_JOINED, m->substate) == NOT_JOINED)
 		bpf_map_delete_elem(&handoff, &m->tuple);
-		m->state = state = TIME_WAIT;
-	}
-	if (state == FIN_WAIT2) {
-		unwatch_mini(addr);
-		if (m->moved_ns && mini_move(m, FIN_WAIT2, TIME_WAIT, m->moved_ns))
-			state = TIME_WAIT;
-	}
-	if (state != CLOSE && mini_move(m, state, CLOSE, time_ns))
-		bpf_map_delete_elem(&minis, &addr);
+	if (m->moved_ns)
+		mini_move(m, FIN_WAIT2, TIME_WAIT, m->moved_ns);
+	state = m->state;
+	if (state == CLOSE || !mini_move(m, state, CLOSE, time_ns))
+		return;
+	unwatch_mini(addr);
+	bpf_map_delete_elem(&minis, &addr);
 }
 
 /* Tells an orphan's move to TIME_WAIT, if it has moved. */
@@ -257,26 +268,28 @@ static __always_inline void settle(__u64 addr, __u64 time_ns)
 }
 
 /*
- * Notes that this CPU has cancelled the timer of addr, or with 0 that it has
- * gone on to something else. What it had cancelled before has ended, unless it
- * is what is armed now.
+ * Notes what this CPU has cancelled now, or with an address of 0 that it has
+ * gone on to something else, and returns what it had noted before. That has
+ * ended, unless it is what the CPU is at work on: whatever is at addr.
  */
-static __always_inline void note_cancel(__u64 addr, __u64 time_ns, __u64 armed)
+static __always_inline struct cancelled note_cancel(const struct cancelled *now, __u64 addr)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
-	struct cancelled *c;
-	__u64 before, before_ns;
+	struct cancelled before = {}, *slot;
 
-	c = bpf_map_lookup_elem(&cancels, &cpu);
-	if (!c)
-		return;
-	before = c->addr;
-	before_ns = c->time_ns;
-	c->time_ns = time_ns;
-	if (__sync_val_compare_and_swap(&c->addr, before, addr) != before)
-		c->addr = addr; /* sweep_cancelled has settled it meanwhile */
-	else if (before && before != armed)
-		settle(before, before_ns);
+	slot = bpf_map_lookup_elem(&cancels, &cpu);
+	if (!slot)
+		return before;
+	before = *slot;
+	slot->time_ns = now->time_ns;
+	slot->tw_cookie = now->tw_cookie;
+	if (__sync_val_compare_and_swap(&slot->addr, before.addr, now->addr) != before.addr) {
+		slot->addr = now->addr; /* sweep_cancelled has settled it meanwhile */
+		before.addr = 0;
+	}
+	if (before.addr && before.addr != addr)
+		settle(before.addr, before.time_ns);
+	return before;
 }
 
 /*

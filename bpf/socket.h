@@ -75,7 +75,7 @@ static __always_inline void take_owner(struct finwait_who *who, __u8 origin)
 	who->uid = bpf_get_current_uid_gid();
 	who->cgroup_id = bpf_get_current_cgroup_id();
 	who->in_cgroup = filter_cgroup_len && in_filter_cgroup(task);
-	/* Up to 5.19 what follows the NUL may be left from a longer name. */
+	/* The string ends where it ends; an earlier owner's name may be longer. */
 	__builtin_memset(who->comm, 0, sizeof(who->comm));
 	bpf_core_read_str(who->comm, sizeof(who->comm), &task->group_leader->comm);
 }
@@ -100,8 +100,8 @@ static __always_inline void learn_who(struct finwait_who *who, const struct sock
 
 /*
  * Keeps a transition whose filter hangs on what the socket does not have yet;
- * it is told with the next. There is room for one: the transitions into
- * SYN_SENT and SYN_RECV, after which the socket has all.
+ * it is told with the next. There is room for one, the transition out of CLOSE:
+ * after it the socket has all it is going to have.
  */
 static __always_inline void hold(struct conn *c, const struct transition *t)
 {
@@ -144,7 +144,9 @@ static __always_inline void tell(struct sock *sk, struct transition *t, enum ver
 	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c) {
 		ledger_add(storage_failed);
-		if (verdict == PASS && !unborn(t))
+		if (verdict == LATER || unborn(t))
+			ledger_add(not_held);
+		else if (verdict == PASS)
 			emit_if_wanted(t, &nobody);
 		return;
 	}
@@ -157,11 +159,11 @@ static __always_inline void tell(struct sock *sk, struct transition *t, enum ver
 	if (c->held_ns && verdict == PASS)
 		release(c, t);
 	c->since_ns = t->time_ns;
-	if (verdict == LATER || unborn(t)) {
+	c->held_ns = 0;
+	if (verdict == PASS && !unborn(t))
+		emit_if_wanted(t, &c->who);
+	else if ((verdict == LATER || unborn(t)) && t->new != CLOSE)
 		hold(c, t);
-		return;
-	}
-	emit_if_wanted(t, &c->who);
 }
 
 #endif

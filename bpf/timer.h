@@ -17,28 +17,31 @@ static __always_inline __u64 mini_of_timer(struct timer_list *timer)
 	return (__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer);
 }
 
-/* An end that was not seen, of a mini-socket that had this address before. */
-static __always_inline void end_predecessor(struct mini *m, __u64 addr)
-{
-	mini_end(m, addr, m->cancelled_ns ?: bpf_ktime_get_ns());
-}
+static const struct cancelled nothing = {};
 
+/*
+ * Armed anew, if this CPU has just cancelled the same; else the birth of a
+ * mini-socket, perhaps at the address of one whose end is not yet told.
+ */
 SEC("tp_btf/timer_start")
 int BPF_PROG(timer_start, struct timer_list *timer)
 {
-	__u64 addr = mini_of_timer(timer);
+	__u64 addr = mini_of_timer(timer), now;
+	struct cancelled before;
 	struct mini *m;
 
 	if (!addr)
 		return 0;
-	note_cancel(0, 0, addr);
+	now = bpf_ktime_get_ns();
+	before = note_cancel(&nothing, addr);
 	m = bpf_map_lookup_elem(&minis, &addr);
-	if (m && same_mini(m, addr)) {
-		mini_rearm(m, addr, bpf_ktime_get_ns());
+	if (before.addr == addr && before.tw_cookie == mini_cookie(addr)) {
+		if (m)
+			mini_rearm(m, addr, now);
 		return 0;
 	}
 	if (m)
-		end_predecessor(m, addr);
+		mini_end(m, addr, m->cancelled_ns ?: now);
 	mini_begin(addr);
 	return 0;
 }
@@ -53,13 +56,16 @@ int BPF_PROG(timer_start, struct timer_list *timer)
 SEC("tp_btf/timer_cancel")
 int BPF_PROG(timer_cancel, struct timer_list *timer)
 {
-	__u64 addr = mini_of_timer(timer), now;
+	__u64 addr = mini_of_timer(timer);
+	struct cancelled now = {};
 	struct mini *m;
 
 	if (!addr)
 		return 0;
-	now = bpf_ktime_get_ns();
-	note_cancel(addr, now, 0);
+	now.addr = addr;
+	now.time_ns = bpf_ktime_get_ns();
+	now.tw_cookie = mini_cookie(addr);
+	note_cancel(&now, addr);
 	m = bpf_map_lookup_elem(&minis, &addr);
 	if (!m)
 		m = mini_adopt(addr);
@@ -67,9 +73,11 @@ int BPF_PROG(timer_cancel, struct timer_list *timer)
 		ledger_add(unfollowed);
 		return 0;
 	}
-	mini_cancel(m, addr, now);
-	if (!BPF_CORE_READ(mini_sock(addr), __tw_common.skc_node.pprev))
-		mini_end(m, addr, now);
+	mini_cancel(m, addr, now.time_ns);
+	if (BPF_CORE_READ(mini_sock(addr), __tw_common.skc_node.pprev))
+		return 0;
+	mini_end(m, addr, now.time_ns);
+	note_cancel(&nothing, addr);
 	return 0;
 }
 
@@ -78,15 +86,18 @@ int BPF_PROG(timer_expire_entry, struct timer_list *timer)
 {
 	__u64 addr = mini_of_timer(timer);
 	struct mini unfollowed = {}, *m;
+	struct cancelled before;
 
 	if (!addr)
 		return 0;
-	note_cancel(0, 0, addr);
+	before = note_cancel(&nothing, addr);
 	m = bpf_map_lookup_elem(&minis, &addr);
+	if (!m && before.addr != addr) /* its end is told */
+		return 0;
 	if (!m) { /* no room in minis */
 		m = &unfollowed;
 		read_mini(m, addr);
-		m->state = mini_substate(addr);
+		m->state = m->substate;
 	}
 	mini_end(m, addr, bpf_ktime_get_ns());
 	return 0;

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -183,4 +184,32 @@ func checkNobody(t *testing.T, events []tracer.Event, role tracer.Role) {
 		qt.Check(t, qt.Equals(ev.Owner, tracer.Owner{}), qt.Commentf("%v of %s", ev.Transition, ev.Owner.Comm()))
 		qt.Check(t, qt.Equals(ev.Role, role), qt.Commentf("%v", ev.Transition))
 	}
+}
+
+// TestOwnerBeyondFilter has a listener on every address, which a filter by
+// address does not let through. What it accepts passes, and has its owner.
+func TestOwnerBeyondFilter(t *testing.T) {
+	comm, err := os.ReadFile("/proc/self/comm")
+	qt.Assert(t, qt.IsNil(err))
+	l := newLoop(t, tracer.FamilyIPv4)
+	rec := record(t, &tracer.Options{Filter: tracer.Filter{
+		Netns: []uint32{l.ns.Inode()},
+		Addrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
+		Comms: []string{strings.TrimSpace(string(comm))},
+	}})
+	l.ns.Do(func() {
+		fd := l.socket()
+		l.must("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: listenPort}))
+		l.must("listen", unix.Listen(fd, 1024))
+		l.listener = end{fd: fd, cookie: l.cookie(fd), local: netip.AddrPortFrom(l.addr, listenPort)}
+	})
+	want := walks{}
+	for _, c := range l.connectAll() {
+		l.closeInTurn(c.client, c.server)
+		want.add(c.client, clientThatClosesFirst)
+		want.add(c.server, serverThatClosesLast)
+	}
+	l.ns.Do(func() { l.close(l.listener) })
+	awaitWalks(rec, l.ns, want)
+	checkOwners(t, rec.stop())
 }

@@ -68,12 +68,13 @@ type bpfFinwaitLedger struct {
 	_             structs.HostLayout
 	Emitted       uint64
 	RingFull      uint64
+	NotHeld       uint64
 	StorageFailed uint64
 	Unfollowed    uint64
 	HandoffFull   uint64
-	TakenOver     uint64
 	WatchFull     uint64
 	UnknownState  uint64
+	TakenOver     uint64
 }
 
 type bpfFinwaitOrigin uint32

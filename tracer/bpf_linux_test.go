@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
@@ -144,7 +145,10 @@ func testTracer(tb testing.TB, objs *bpfTestObjects) *Tracer {
 	reader, err := ringbuf.NewReader(objs.Events)
 	qt.Assert(tb, qt.IsNil(err))
 	tb.Cleanup(func() { reader.Close() })
-	coll := &ebpf.Collection{Maps: map[string]*ebpf.Map{"matrix": objs.Matrix, "ledger": objs.Ledger}}
+	coll := &ebpf.Collection{
+		Maps:     map[string]*ebpf.Map{"matrix": objs.Matrix, "ledger": objs.Ledger},
+		Programs: map[string]*ebpf.Program{statePrograms[0]: objs.RunEmit}, // for its statistics
+	}
 	t := &Tracer{coll: coll, reader: reader}
 	t.detached.Store(true) // Events ends when it has read all
 	return t
@@ -218,6 +222,49 @@ func BenchmarkEvents(b *testing.B) {
 		b.StartTimer()
 		for range tracer.Events(context.Background()) {
 			read++
+		}
+	}
+}
+
+// The verifier takes the largest filter too.
+func TestFullestFilterLoads(t *testing.T) {
+	requireRoot(t)
+	f := Filter{
+		Ports:       []PortRange{{1, 65535}},
+		LocalPorts:  []PortRange{{1, 65535}},
+		RemotePorts: []PortRange{{1, 65535}},
+		Family:      FamilyIPv6,
+	}
+	for i := range filterMax {
+		f.Addrs = append(f.Addrs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16))
+		f.Netns = append(f.Netns, uint32(i+1))
+		f.PIDs = append(f.PIDs, uint32(i+1))
+		f.UIDs = append(f.UIDs, uint32(i+1))
+		f.Comms = append(f.Comms, string(rune('a'+i)))
+		f.Cgroups = append(f.Cgroups, uint64(i+1))
+	}
+	tracer, err := New(&Options{Filter: f})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(tracer.Close()))
+}
+
+// Whoever asks again for events within the kernel's pause between two wakes
+// gets what comes in it.
+func TestEventsAskedAgain(t *testing.T) {
+	objs := loadTest(t, Filter{}, 1<<16)
+	tracer := testTracer(t, objs)
+	tracer.detached.Store(false)
+	for range 50 {
+		for range 2 {
+			emitTimes(t, objs, 1)
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			read := 0
+			for range tracer.Events(ctx) {
+				read++
+				break
+			}
+			cancel()
+			qt.Assert(t, qt.Equals(read, 1))
 		}
 	}
 }

@@ -34,9 +34,11 @@ type tier struct {
 	programs []string
 }
 
-// tiers stand in order of preference. The first that loads is taken.
+// tiers stand in order of preference. The first that loads is taken. Programs
+// stand in the order in which they are attached: a start that follows a cancel
+// is an arming anew, and looks like a birth to one who has not seen the cancel.
 var tiers = []tier{
-	{EvidenceTimer, []string{"timer_start", "timer_cancel", "timer_expire_entry"}},
+	{EvidenceTimer, []string{"timer_expire_entry", "timer_cancel", "timer_start"}},
 }
 
 // load returns the programs and maps, configured and in the kernel, with the
@@ -87,11 +89,13 @@ func size(spec *ebpf.CollectionSpec, opts *Options) error {
 	if minis == 0 {
 		minis = sysctlInt("net/ipv4/tcp_max_tw_buckets", defaultMiniSockets)
 	}
-	spec.Maps["minis"].MaxEntries = uint32(min(max(minis, 1), maxMiniSockets))
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("count CPUs: %w", err)
 	}
+	// Each CPU may have one whose end is not settled yet.
+	spec.Maps["minis"].MaxEntries = uint32(min(max(minis, 1), maxMiniSockets) + cpus)
+	spec.Maps["watch"].MaxEntries = spec.Maps["minis"].MaxEntries
 	spec.Maps["cancels"].MaxEntries = uint32(cpus)
 	return nil
 }

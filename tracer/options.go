@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"os"
 	"slices"
 )
 
@@ -23,13 +24,13 @@ type Options struct {
 	// MiniSockets is the number of TIME_WAIT and orphan FIN_WAIT2 sockets
 	// that can be followed at a time; the kernel sets aside about 200 bytes
 	// for each. The end of one above that number has no dwell and no owner.
-	// Default net.ipv4.tcp_max_tw_buckets, at most 262,144.
+	// At most 262,144. Default net.ipv4.tcp_max_tw_buckets, up to that.
 	MiniSockets int
 }
 
 // Filter chooses transitions. Every field that is set must match; a field
-// matches if any of its values does. The kernel applies it, so that what does
-// not match costs no more than its counting.
+// matches if any of its values does. The kernel applies it. A socket that
+// Addrs, Family, Netns or the ports exclude costs no more than its counting.
 type Filter struct {
 	// States lets through transitions out of or into one of these states.
 	States []State
@@ -37,8 +38,8 @@ type Filter struct {
 	Transitions []Transition
 
 	// Ports, LocalPorts and RemotePorts match either end's port, the
-	// socket's own and its peer's. A transition that comes before the kernel
-	// has chosen a local port that decides is given together with the next.
+	// socket's own and its peer's. CLOSE→SYN_SENT comes before the kernel has
+	// chosen the local port; where that decides, it is given with the next.
 	Ports, LocalPorts, RemotePorts []PortRange
 
 	// Addrs matches either end's address. An IPv4 prefix matches IPv4 that is
@@ -69,7 +70,6 @@ type PortRange struct {
 const (
 	filterMax      = 16 // FILTER_MAX in bpf/filter.h
 	commMax        = 15
-	minEventBuffer = 4096
 	maxEventBuffer = 1 << 30
 	maxMiniSockets = 262_144
 )
@@ -90,11 +90,12 @@ func contradiction(format string, args ...any) error {
 }
 
 func (o *Options) validate() error {
-	if n := o.EventBuffer; n != 0 && (n < minEventBuffer || n > maxEventBuffer || bits.OnesCount(uint(n)) != 1) {
-		return fmt.Errorf("event buffer of %d bytes is not a power of two between %d and %d", n, minEventBuffer, maxEventBuffer)
+	page := os.Getpagesize()
+	if n := o.EventBuffer; n != 0 && (n < page || n > maxEventBuffer || bits.OnesCount(uint(n)) != 1) {
+		return fmt.Errorf("event buffer of %d bytes is not a power of two between %d and %d", n, page, maxEventBuffer)
 	}
-	if o.MiniSockets < 0 {
-		return errors.New("number of mini-sockets is negative")
+	if o.MiniSockets < 0 || o.MiniSockets > maxMiniSockets {
+		return fmt.Errorf("number of mini-sockets %d is not between 0 and %d", o.MiniSockets, maxMiniSockets)
 	}
 	return o.Filter.validate()
 }
@@ -154,12 +155,19 @@ func (f *Filter) validateTransitions() error {
 		}
 	}
 	for _, t := range LegalTransitions() {
-		if f.passes(t) {
+		if f.passes(t) && !halfOpen(t) {
 			return nil
 		}
 	}
+	if slices.Contains(f.States, StateNewSynRecv) || slices.ContainsFunc(f.Transitions, halfOpen) {
+		return contradiction("half-open connections are counted by the census; tracing begins with CLOSE:SYN_RECV")
+	}
 	return contradiction("no transition in %v is out of or into %v", f.Transitions, f.States)
 }
+
+// halfOpen tells whether a request socket makes the transition, of which a
+// Tracer has no evidence.
+func halfOpen(t Transition) bool { return t.Old == StateNewSynRecv || t.New == StateNewSynRecv }
 
 // hintFor helps those who know the transition by the tracepoint's words.
 func hintFor(t Transition) string {

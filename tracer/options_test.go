@@ -16,10 +16,10 @@ func TestOptionsValidate(t *testing.T) {
 		wantErr string // empty for none
 	}{
 		{name: "zero"},
-		{name: "buffer", opts: Options{EventBuffer: 4096}},
+		{name: "buffer", opts: Options{EventBuffer: 1 << 16}},
 		{name: "buffer odd", opts: Options{EventBuffer: 5000}, wantErr: "event buffer of 5000 bytes is not a power of two .*"},
 		{name: "buffer small", opts: Options{EventBuffer: 2048}, wantErr: "event buffer of 2048 .*"},
-		{name: "minis", opts: Options{MiniSockets: -1}, wantErr: "number of mini-sockets is negative"},
+		{name: "minis", opts: Options{MiniSockets: -1}, wantErr: "number of mini-sockets -1 is not between 0 and 262144"},
 		{name: "ports", opts: Options{Filter: Filter{Ports: []PortRange{{80, 80}, {8000, 8999}}}}},
 		{name: "port 0", opts: Options{Filter: Filter{LocalPorts: []PortRange{{0, 80}}}}, wantErr: "port range 0-80 .*"},
 		{name: "ports backwards", opts: Options{Filter: Filter{RemotePorts: []PortRange{{90, 80}}}}, wantErr: "port range 90-80 .*"},
@@ -33,6 +33,7 @@ func TestOptionsValidate(t *testing.T) {
 		{name: "v6 with mapped v4", opts: Options{Filter: Filter{Family: FamilyIPv6, Addrs: []netip.Prefix{prefix("10.0.0.0/8")}}}},
 		{name: "impossible", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateEstablished}}}}, wantErr: ".*LISTEN→ESTABLISHED does not happen in Linux"},
 		{name: "tracepoint's words", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateSynRecv}}}}, wantErr: ".*is born CLOSE:SYN_RECV.*"},
+		{name: "half-open", opts: Options{Filter: Filter{States: []State{StateNewSynRecv}}}, wantErr: ".*half-open connections are counted by the census.*"},
 		{name: "state and transition", opts: Options{Filter: Filter{States: []State{StateListen}, Transitions: []Transition{{StateFinWait2, StateTimeWait}}}}, wantErr: ".*out of or into \\[LISTEN\\]"},
 		{name: "state with transition", opts: Options{Filter: Filter{States: []State{StateTimeWait}, Transitions: []Transition{{StateFinWait2, StateTimeWait}}}}},
 	} {

@@ -55,12 +55,17 @@ type Ledger struct {
 	// Seen is the number of transitions, wanted or not: Counters.Total.
 	Seen uint64
 	// Emitted is the number of events that the kernel gave to the ring buffer.
-	// Seen - Emitted - RingFull did not pass the filter.
+	// Seen - Emitted - RingFull - NotHeld did not pass the filter, or have not
+	// yet: see Filter.Ports.
 	Emitted uint64
 
 	// RingFull is the number of events lost because the ring buffer was full.
 	// Counters have them.
 	RingFull uint64
+	// NotHeld is the number of events lost because they were to be told with
+	// the socket's next, and the kernel refused memory to remember them.
+	// Counters have them.
+	NotHeld uint64
 	// Recursion is the number of transitions that were missed because the
 	// kernel does not run a program that interrupts itself on one CPU (since
 	// Linux 6.1). They are missing from Counters and Seen too.
@@ -74,8 +79,9 @@ type Ledger struct {
 	// StorageFailed is the number of times that the kernel refused memory for
 	// what is known of a socket: those transitions lack dwell and owner.
 	StorageFailed uint64
-	// Unfollowed is the number of mini-sockets above Options.MiniSockets: the
-	// end of their TIME_WAIT lacks dwell and owner, or is not seen.
+	// Unfollowed is the number of times that a mini-socket was found to have
+	// no place among Options.MiniSockets: the end of its TIME_WAIT lacks dwell
+	// and owner, or is not seen.
 	Unfollowed uint64
 	// HandoffFull is the number of mini-sockets that could not be linked to
 	// their socket: its FIN_WAIT2→TIME_WAIT was told as FIN_WAIT2→CLOSE.
@@ -86,14 +92,16 @@ type Ledger struct {
 	// UnknownState is the number of transitions with a state that this
 	// version does not know. They are neither counted nor emitted.
 	UnknownState uint64
-	// SweepFailed is the number of times that the mini-sockets in FIN_WAIT2
-	// could not be looked at; it is done again soon after.
+	// SweepFailed is the number of times that the mini-sockets that tell
+	// nothing themselves could not be looked at; it is done again soon after.
 	SweepFailed uint64
 }
 
 // Lost returns the number of transitions that passed the filter, or may have,
 // and of which no event came.
-func (l *Ledger) Lost() uint64 { return l.RingFull + l.Recursion + l.Decode + l.UnknownState }
+func (l *Ledger) Lost() uint64 {
+	return l.RingFull + l.NotHeld + l.Recursion + l.Decode + l.UnknownState
+}
 
 // Impaired returns the number of transitions that were told with less than
 // what could have been known.

@@ -50,6 +50,9 @@ type Tracer struct {
 	detachOnce sync.Once
 	detachErr  error
 	detached   atomic.Bool // Events is to end when the ring is empty
+
+	closing sync.RWMutex // guards closed: the reader must not look into a ring that is gone
+	closed  bool
 }
 
 // New loads the programs into the kernel and attaches them. A nil opts is the
@@ -131,7 +134,7 @@ func (t *Tracer) Events(ctx context.Context) iter.Seq2[*Event, error] {
 			clock  clock
 			event  Event
 			awake  = true // events may be there of which nobody told
-			read   bool   // one has been read since the deadline was set
+			read   = true // one has been read since the deadline was set
 		)
 		t.reader.SetDeadline(time.Now())
 		for ctx.Err() == nil {
@@ -182,7 +185,11 @@ func lookAgain(awake bool) time.Time {
 
 // Pending tells whether Events has more to yield without waiting. Between two
 // events it says whether now is the time to flush what has been buffered.
-func (t *Tracer) Pending() bool { return t.reader.AvailableBytes() > 0 }
+func (t *Tracer) Pending() bool {
+	t.closing.RLock()
+	defer t.closing.RUnlock()
+	return !t.closed && t.reader.AvailableBytes() > 0
+}
 
 // Counters returns what has been counted so far. Each number is exact; they
 // are not read at one instant, so sockets that move meanwhile may be in one
@@ -219,6 +226,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.Emitted += cpu.Emitted
 		l.RingFull += cpu.RingFull
 		l.StorageFailed += cpu.StorageFailed
+		l.NotHeld += cpu.NotHeld
 		l.Unfollowed += cpu.Unfollowed
 		l.TakenOver += cpu.TakenOver
 		l.HandoffFull += cpu.HandoffFull
@@ -237,11 +245,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 func (t *Tracer) missed(takenOver uint64) (uint64, error) {
 	var skipped uint64
 	for _, name := range slices.Concat(t.tier.programs, statePrograms[:1]) {
-		prog, ok := t.coll.Programs[name]
-		if !ok {
-			continue
-		}
-		stats, err := prog.Stats()
+		stats, err := t.coll.Programs[name].Stats()
 		if err != nil {
 			return 0, fmt.Errorf("read statistics of %s: %w", name, err)
 		}
@@ -332,6 +336,9 @@ func awaitPrograms() {
 // method may be called after it, but Close itself.
 func (t *Tracer) Close() error {
 	err := t.Detach()
+	t.closing.Lock()
+	defer t.closing.Unlock()
+	t.closed = true
 	if t.reader != nil {
 		err = errors.Join(err, t.reader.Close())
 	}

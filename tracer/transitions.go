@@ -8,7 +8,8 @@ package tracer
 // They are given as a [Tracer] reports them, which differs from the words of
 // the tracepoint sock:inet_sock_set_state in two places: a socket that comes
 // out of a listener leaves StateClose (the tracepoint says LISTEN, where its
-// listener still is), and a mini-socket's states are its own.
+// listener still is), and a mini-socket's states are its own. The three of
+// StateNewSynRecv happen, but a Tracer does not report them.
 func LegalTransitions() []Transition {
 	return []Transition{
 		// Listeners.

@@ -54,7 +54,9 @@ func completeWords(cmd *cobra.Command, flag string, words []string) {
 func stateWords() []string {
 	var words []string
 	for _, s := range tracer.States() {
-		words = append(words, s.String())
+		if s != tracer.StateNewSynRecv { // never traced
+			words = append(words, s.String())
+		}
 	}
 	return words
 }
@@ -62,7 +64,9 @@ func stateWords() []string {
 func transitionWords() []string {
 	var words []string
 	for _, t := range tracer.LegalTransitions() {
-		words = append(words, t.Old.String()+":"+t.New.String())
+		if t.Old != tracer.StateNewSynRecv && t.New != tracer.StateNewSynRecv {
+			words = append(words, t.Old.String()+":"+t.New.String())
+		}
 	}
 	return words
 }
