@@ -170,15 +170,15 @@ static __always_inline struct finwait_ledger *ledger_here(void)
 
 static __always_inline void count(__u32 old, __u32 new)
 {
+	__u64 cell = old * NUM_STATES + new;
 	struct finwait_matrix *m;
 	__u32 zero = 0;
-	__u64 *cells;
 
 	m = bpf_map_lookup_elem(&matrix, &zero);
-	if (!m || old >= NUM_STATES || new >= NUM_STATES)
-		return;
-	cells = (__u64 *)m;
-	__sync_fetch_and_add(&cells[old * NUM_STATES + new], 1);
+	/* The verifier of 6.1 does not see what clang knows of old and new. */
+	barrier_var(cell);
+	if (m && cell < NUM_STATES * NUM_STATES)
+		__sync_fetch_and_add((__u64 *)m + cell, 1);
 }
 
 static __always_inline struct scratch *scratch_here(void)
