@@ -22,7 +22,7 @@ demo: build ## Build and show live transitions (root)
 	./finwait trace --demo --duration 10s
 
 test: ## Run all tests; those that need root are skipped without
-	go test -p 1 ./...
+	go test -count=1 -p 1 ./...
 
 lint: ## Check formatting, vet, other systems, linters, shell scripts
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run 'make fmt'"; exit 1; }
