@@ -76,6 +76,7 @@ type process struct {
 	cmd            *exec.Cmd
 	stdout, stderr buffer
 	ended          chan struct{}
+	guards         *guards // of one that traces
 }
 
 // result is what is left of one that has ended.
@@ -107,7 +108,9 @@ func spawn(t testing.TB, cmd *exec.Cmd) *process {
 // trace starts finwait trace and returns when it traces.
 func trace(t testing.TB, args ...string) *process {
 	t.Helper()
+	guards := watchGuards(t)
 	p := spawn(t, exec.Command(binary(t), append([]string{"trace"}, args...)...))
+	p.guards = guards
 	p.awaitTracing()
 	return p
 }
@@ -125,6 +128,7 @@ func (p *process) await(what string, done func() bool) {
 	p.t.Helper()
 	for deadline := time.Now().Add(patience); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
+			p.guards.excuse(p.t)
 			p.t.Fatalf("no %s after %v\nstdout:\n%s\nstderr:\n%s", what, patience, p.stdout.String(), p.stderr.String())
 		}
 	}

@@ -2,7 +2,6 @@ package test
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -40,20 +39,6 @@ func testKind(t *testing.T, kind traffic.Kind, family tracer.Family) {
 		}
 	}
 	t.Fatal("in every run some transition interrupted a task that the kernel guards from BPF")
-}
-
-// guarded tells whether a transition happened in an interrupt of a task that
-// is guarded even from root. There are kernels that run no BPF program then;
-// such a transition exists for tracefs alone, and there is nothing to compare.
-func guarded(t *testing.T, lines []oracle.Line) bool {
-	for _, l := range lines {
-		_, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", l.PID))
-		if l.PID != 0 && errors.Is(err, os.ErrPermission) {
-			t.Logf("%v interrupted task %d, which is guarded: once more", l.Transition, l.PID)
-			return true
-		}
-	}
-	return false
 }
 
 func tryKind(t *testing.T, kind traffic.Kind, family tracer.Family) (valid bool) {

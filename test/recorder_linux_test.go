@@ -16,6 +16,7 @@ import (
 type recorder struct {
 	t      testing.TB
 	tracer *tracer.Tracer
+	guards *guards
 	ended  chan struct{}
 
 	mu     sync.Mutex // guards events
@@ -25,9 +26,10 @@ type recorder struct {
 // record starts a tracer and keeps what it yields until the test ends.
 func record(t testing.TB, opts *tracer.Options) *recorder {
 	t.Helper()
+	guards := watchGuards(t)
 	tr, err := tracer.New(opts)
 	qt.Assert(t, qt.IsNil(err))
-	r := &recorder{t: t, tracer: tr, ended: make(chan struct{})}
+	r := &recorder{t: t, tracer: tr, guards: guards, ended: make(chan struct{})}
 	go func() {
 		defer close(r.ended)
 		for ev, err := range tr.Events(context.Background()) {
@@ -60,6 +62,7 @@ func (r *recorder) await(n int, timeout time.Duration, keep func(*tracer.Event) 
 			return kept
 		}
 		if time.Now().After(deadline) {
+			r.guards.excuse(r.t)
 			ledger, err := r.tracer.Ledger()
 			r.t.Fatalf("%d events of %d after %v: %v; ledger %+v, %v", len(kept), n, timeout, tally(kept), ledger, err)
 		}
