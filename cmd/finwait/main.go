@@ -96,7 +96,6 @@ before; and how many sockets are in each state now.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddCommand(newTraceCommand(), newCountCommand(), newExplainCommand())
 	return root
 }
