@@ -14,10 +14,17 @@
 #include "kernel.h"
 #include "maps.h"
 #include "filter.h"
+#include "tuple.h"
+#include "gauge.h"
+#include "callers.h"
 #include "transition.h"
+#include "request.h"
 #include "socket.h"
 #include "mini.h"
 #include "timer.h"
+#include "probe.h"
+#include "claim.h"
+#include "namespaces.h"
 
 /*
  * A closing socket hands over to a mini-socket from these states only: see the
@@ -26,6 +33,12 @@
 static __always_inline bool may_leave_mini(__u8 old, __u8 new)
 {
 	return new == CLOSE && (old == FIN_WAIT2 || old == CLOSING);
+}
+
+/* Does an accepted socket come into being? */
+static __always_inline bool is_birth(__u8 old, __u8 new)
+{
+	return old == CLOSE && new == SYN_RECV;
 }
 
 /*
@@ -37,8 +50,9 @@ static __always_inline bool may_leave_mini(__u8 old, __u8 new)
 static __always_inline int on_set_state(struct sock *sk, int old, int new)
 {
 	struct transition t = {};
-	enum verdict verdict;
-	__u64 mini = 0;
+	struct conn *c;
+	bool claimed;
+	__u64 mini;
 
 	if (new == SYN_RECV && old != SYN_SENT)
 		old = CLOSE;
@@ -50,20 +64,32 @@ static __always_inline int on_set_state(struct sock *sk, int old, int new)
 	t.new = new;
 	t.time_ns = bpf_ktime_get_ns();
 	t.evidence = EVIDENCE_KERNEL;
-	read_socket(&t, sk);
-	if (!unborn(&t))
-		t.cookie = bpf_get_socket_cookie(sk);
-	if (may_leave_mini(old, new))
-		mini = mini_of(&t.tuple);
-	if (mini) {
-		mini_join(mini, sk, &t);
+	t.family = sk->__sk_common.skc_family;
+	t.net = sk->__sk_common.skc_net.net->net_cookie;
+	read_sock(&t.tuple, sk);
+	t.tuple.lport = local_port(sk, old);
+	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!c)
+		ledger_add(storage_failed);
+	claimed = c && claim_conn(c);
+	if (is_birth(old, new)) {
+		gauge_socket(&t, c, claimed);
+		be_born(c, sk, &t);
 		return 0;
 	}
+	t.cookie = bpf_get_socket_cookie(sk);
+	if (may_leave_mini(old, new)) {
+		mini = mini_of(&t.tuple);
+		if (mini) {
+			mini_join(mini, c, claimed, &t);
+			return 0;
+		}
+		if (time_wait_refused(sk))
+			t.reason = REASON_TIME_WAIT_REFUSED;
+	}
+	gauge_socket(&t, c, claimed);
 	count(old, new);
-	verdict = filter_tuple(&t.tuple, t.family);
-	/* What a listener accepts may pass where it does not, and inherits its owner. */
-	if (verdict != DROP || unborn(&t) || new == LISTEN)
-		tell(sk, &t, verdict);
+	tell(c, sk, &t, filter_tuple(&t.tuple, t.family));
 	return 0;
 }
 
@@ -115,22 +141,14 @@ int sweep_orphans(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
-/* Looks at the cancelled timers. Run by Go every so often. */
-SEC("iter/bpf_map_elem")
-int sweep_cancelled(struct bpf_iter__bpf_map_elem *ctx)
-{
-	__u32 *cpu = ctx->key;
-
-	if (cpu)
-		settle_later(*cpu, bpf_ktime_get_ns());
-	return 0;
-}
-
 /* bpf2go finds the types that no map mentions through these. */
 const enum finwait_state *unused_state __attribute__((unused));
 const enum finwait_evidence *unused_evidence __attribute__((unused));
 const enum finwait_origin *unused_origin __attribute__((unused));
 const enum finwait_role *unused_role __attribute__((unused));
 const enum finwait_event_flags *unused_flags __attribute__((unused));
+const enum finwait_reason *unused_reason __attribute__((unused));
+const enum finwait_symbol *unused_symbol __attribute__((unused));
+const struct finwait_netns_file *unused_netns_file __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -30,7 +30,24 @@ enum finwait_state {
 /* What showed that a transition happened. */
 enum finwait_evidence {
 	EVIDENCE_KERNEL, /* inet_sock_set_state said so */
-	EVIDENCE_TIMER, /* a mini-socket's timer was armed, cancelled or expired */
+	EVIDENCE_TIMER, /* the timer of a mini-socket or request socket was armed, cancelled or expired */
+	EVIDENCE_PROBE, /* the kernel function that does it was called */
+};
+
+/* Why a mini-socket or a half-open connection is gone. */
+enum finwait_reason {
+	REASON_UNKNOWN,
+	REASON_EXPIRED, /* TIME_WAIT, or an orphan's FIN_WAIT2, was over */
+	REASON_REUSED, /* a new connection took over: connect, or a SYN */
+	REASON_RST_RECEIVED,
+	REASON_RST_SENT,
+	REASON_KILLED, /* by an operator: ss -K, bpf_sock_destroy */
+	REASON_NETNS_GONE,
+	REASON_TIME_WAIT_REFUSED, /* tcp_max_tw_buckets, or no memory */
+	REASON_TIMEOUT, /* of a half-open connection: nobody answered its SYN-ACKs */
+	REASON_LISTENER_GONE,
+	REASON_QUEUE_FULL,
+	REASON_UNREACHABLE, /* ICMP said so */
 };
 
 /* How the owner of a socket was learnt. */
@@ -92,7 +109,8 @@ struct finwait_event {
 	__u8 new_state; /* enum finwait_state */
 	__u8 evidence; /* enum finwait_evidence */
 	__u8 flags; /* enum finwait_event_flags */
-	__u8 __pad[3];
+	__u8 reason; /* enum finwait_reason */
+	__u8 __pad[2];
 };
 _Static_assert(sizeof(struct finwait_event) == 112, "event has padding");
 
@@ -137,6 +155,50 @@ struct finwait_matrix {
 };
 _Static_assert(sizeof(struct finwait_matrix) == NUM_STATES * NUM_STATES * 8, "matrix misses a state");
 
+/*
+ * How many sockets have entered and left each state, in one network namespace.
+ * The difference is how many are in it. Those that are older than the tracer
+ * enter when they are claimed. A full socket and the mini-socket that replaces
+ * it are two here, and so are a request socket and its child. CLOSE is not
+ * counted: a socket in CLOSE is not there.
+ */
+struct finwait_gauge {
+	__u64 entered[NUM_STATES];
+	__u64 left[NUM_STATES];
+	__u32 netns; /* inode number; 0 in the rows of CPUs that have written nothing */
+	__u32 __pad;
+};
+
+/*
+ * Kernel functions that tell what is going on when they are found on the
+ * stack. In tracer/symbols_linux.go stand their names, in the same order.
+ */
+enum finwait_symbol {
+	SYMBOL_TW_TIMER_HANDLER,
+	SYMBOL_REQSK_TIMER_HANDLER,
+	SYMBOL_TWSK_DESCHEDULE,
+	SYMBOL_TWSK_PURGE,
+	SYMBOL_TIMEWAIT_PROCESS,
+	SYMBOL_TCP_V4_RCV,
+	SYMBOL_TCP_V6_RCV,
+	SYMBOL_TCP_V4_ERR,
+	SYMBOL_TCP_V6_ERR,
+	SYMBOL_TCP_ABORT,
+	SYMBOL_DIAG_DESTROY,
+	SYMBOL_TWSK_SCHEDULE,
+	/* Beyond these the stack is that of whoever was interrupted. */
+	SYMBOL_RUN_TIMER_SOFTIRQ,
+	SYMBOL_HANDLE_SOFTIRQS,
+	SYMBOL_DO_SOFTIRQ,
+	NUM_SYMBOLS,
+};
+
+/* Where a function lies; both 0 if this kernel has none of that name. */
+struct finwait_range {
+	__u64 start;
+	__u64 end;
+};
+
 /* What became of events, and everything that went wrong. */
 struct finwait_ledger {
 	__u64 emitted; /* events given to the ring */
@@ -148,6 +210,20 @@ struct finwait_ledger {
 	__u64 watch_full; /* mini-socket not watched: its next transition comes late */
 	__u64 unknown_state; /* transitions with a state number that no kernel has had so far */
 	__u64 taken_over; /* transitions that set_state_softirq was skipped for, and set_state took */
+	__u64 requests_full; /* half-open connections that found no room in requests */
+	__u64 completed_full; /* half-open connections not linked to their socket */
+	__u64 netns_full; /* transitions whose network namespace found no room in gauges */
+	__u64 stack_failed; /* times that the kernel's stack could not be read */
+	__u64 stale; /* mini-sockets and half-open connections whose end was missed, found by an audit */
+	__u64 syn_cookies; /* connections that a SYN cookie opened, without a half-open state */
+};
+
+/* A file that keeps a namespace. */
+struct finwait_netns_file {
+	__u32 netns; /* inode number */
+	__u32 pid;
+	__u32 fd;
+	__u32 socket; /* it is a socket there, and not the namespace itself */
 };
 
 /* One network in filter_addr. */

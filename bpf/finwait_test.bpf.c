@@ -16,7 +16,6 @@
 #include "maps.h"
 #include "filter.h"
 #include "transition.h"
-#include "socket.h"
 
 /* Arguments and results of the programs below. */
 struct test_filter {

@@ -11,6 +11,9 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 
+/* include/uapi/linux/magic.h */
+#define NSFS_MAGIC 0x6e736673
+
 /* TCP_TIMEWAIT_LEN of include/net/tcp.h, in seconds. */
 #define TIMEWAIT_SECONDS 60
 
@@ -33,9 +36,37 @@ struct ns_common {
 	unsigned int inum;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+/* include/linux/refcount.h */
+typedef struct {
+	atomic_t refs;
+} refcount_t;
+
+/* include/net/netns/ipv4.h */
+struct inet_timewait_death_row {
+	refcount_t tw_refcount;
+	int sysctl_max_tw_buckets;
+};
+
+/* Up to 5.17 it counts otherwise. */
+struct inet_timewait_death_row___v5 {
+	atomic_t tw_count;
+};
+
+struct netns_ipv4 {
+	struct inet_timewait_death_row tcp_death_row;
+	unsigned char sysctl_tcp_synack_retries; /* an int up to 5.12 */
+	unsigned char sysctl_tcp_abort_on_overflow; /* an int up to 5.12 */
+};
+
 /* include/net/net_namespace.h */
 struct net {
+	__u64 net_cookie;
 	struct ns_common ns;
+	struct netns_ipv4 ipv4;
 };
 
 typedef struct {
@@ -53,7 +84,9 @@ typedef struct {
 	__s64 counter;
 } atomic64_t;
 
-/* include/net/sock.h: the head that sockets and mini-sockets have in common */
+struct sock;
+
+/* include/net/sock.h: the head that all kinds of sockets have in common */
 struct sock_common {
 	union {
 		struct {
@@ -68,13 +101,18 @@ struct sock_common {
 		};
 	};
 	unsigned short skc_family;
+	volatile unsigned char skc_state;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
 	union {
+		struct sock *skc_listener; /* of a request socket */
+	};
+	union {
 		struct hlist_node skc_node;
 	};
+	refcount_t skc_refcnt;
 };
 
 /* include/net/sock.h */
@@ -86,6 +124,9 @@ struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
+	int sk_err;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
 };
 
 /* include/net/inet_sock.h */
@@ -93,6 +134,34 @@ struct inet_sock {
 	struct sock sk;
 	__be16 inet_sport;
 };
+
+/* include/net/request_sock.h */
+struct request_sock_queue {
+	atomic_t qlen;
+};
+
+struct request_sock {
+	struct sock_common __req_common;
+	__u8 num_timeout : 7;
+	struct timer_list rsk_timer;
+};
+
+/* include/net/inet_connection_sock.h */
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+	struct request_sock_queue icsk_accept_queue;
+	__u8 icsk_syn_retries;
+};
+
+/* include/linux/tcp.h */
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	int linger2;
+	__u8 syn_data_acked : 1;
+};
+
+struct tcp_timewait_sock;
+struct tcp_request_sock;
 
 /* include/net/inet_timewait_sock.h */
 struct inet_timewait_sock {
@@ -126,6 +195,41 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct css_set *cgroups;
 	char comm[COMM_LEN];
+};
+
+/* net/ipv4/tcp_ipv4.c */
+struct bpf_iter__tcp {
+	struct sock_common *sk_common;
+};
+
+/* include/linux/fs.h, include/linux/net.h */
+struct super_block {
+	unsigned long s_magic;
+};
+
+struct inode {
+	struct super_block *i_sb;
+	void *i_private;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+/* include/linux/bpf.h, kernel/bpf/task_iter.c */
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
 };
 
 /* include/linux/bpf.h, kernel/bpf/map_iter.c */

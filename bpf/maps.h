@@ -35,23 +35,38 @@ struct {
 	__type(value, struct finwait_event);
 } events SEC(".maps");
 
+/*
+ * How many sockets are in each state, by network namespace. Key is the
+ * namespace's cookie, which is never used again; a row for key 0 is there from
+ * the start, for namespaces that find no room (ledger.netns_full).
+ * Inserted by gauge_of; read by Go, which deletes the rows of namespaces that
+ * are gone. Preallocated, as minis is.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct finwait_gauge);
+} gauges SEC(".maps");
+
 /* What is known of a socket beyond what the kernel keeps. */
 struct conn {
 	__u64 since_ns; /* when it entered the state it is in; 0 if unknown */
 	__u64 held_ns; /* when the held transition happened; 0 if none is held */
 	__u64 held_since_ns;
 	struct finwait_who who;
+	__u32 claimed; /* it is in gauges */
 	__u8 held_old;
 	__u8 held_new;
-	__u8 __pad[6];
+	__u8 __pad[2];
 };
 
 /*
- * Full sockets: key is the socket. Created at the first transition seen, freed
- * by the kernel with the socket. BPF_F_CLONE hands a listener's owner to the
- * sockets it accepts.
+ * Full sockets: key is the socket. Created when it is first seen, by its first
+ * transition or by claim, freed by the kernel with the socket. BPF_F_CLONE
+ * hands a listener's owner to the sockets it accepts.
  * Refused (option memory limit): ledger.storage_failed; dwell and owner are
- * then unknown.
+ * then unknown, and the socket is not in gauges until an audit claims it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -64,20 +79,21 @@ struct {
 struct mini {
 	struct finwait_tuple tuple;
 	struct finwait_who who;
+	__u64 net; /* its namespace's cookie */
 	__u64 cookie; /* of the connection; 0 if unknown */
 	__u64 tw_cookie; /* what the mini-socket itself had at first; 0 if none */
 	__u64 since_ns; /* when it entered state; 0 if unknown */
-	__u64 cancelled_ns; /* when its timer was cancelled; 0 if it is armed */
-	__u64 moved_ns; /* when it moved to TIME_WAIT, if its cancel is the first to show it */
-	__u32 state; /* as last told; NUM_STATES until its socket has closed */
+	__u64 ended_ns; /* when it ended, if that was before its socket closed */
+	__u32 state; /* as last told, or one of NOT_JOINED and ENDED */
 	__u8 family;
-	__u8 substate; /* as last read */
-	__u8 __pad[2];
+	__u8 reason; /* of its end, if that is known before */
+	__u8 gauged; /* it is in gauges */
+	__u8 suspect; /* an audit found it gone */
 };
 
 /*
  * Mini-sockets (TIME_WAIT and orphan FIN_WAIT2): key is the address of the
- * inet_timewait_sock. Inserted when its timer is armed first, deleted when it
+ * inet_timewait_sock. Inserted when it is made, or by claim; deleted when it
  * ends. Preallocated, because its users run under the timer base's lock, where
  * an allocation could arm a timer. Size set by the loader.
  * Full: ledger.unfollowed; the end of that mini-socket has no dwell, no owner.
@@ -89,11 +105,77 @@ struct {
 	__type(value, struct mini);
 } minis SEC(".maps");
 
+/* What is known of a half-open connection: a request socket. */
+struct request {
+	struct finwait_tuple tuple;
+	struct finwait_who who;
+	__u64 net;
+	__u64 cookie; /* 0 if nobody has asked for it yet */
+	__u64 since_ns; /* when it was queued; 0 if unknown */
+	__u8 family;
+	__u8 told; /* its beginning is told */
+	__u8 gauged;
+	__u8 migrating; /* it is being moved to another listener */
+	__u8 reason;
+	__u8 suspect;
+	__u8 __pad[2];
+};
+
 /*
- * From the arming of a mini-socket's timer to the FIN_WAIT2 to CLOSE of the
- * socket it replaces, a few microseconds: key is the tuple, which both have,
- * value the address of the mini-socket. Inserted by the first, deleted by the
- * second.
+ * Half-open connections: key is the address of the request_sock. Inserted when
+ * it is queued, or by claim; deleted when the handshake is complete or given
+ * up. Preallocated, as minis is. Size set by the loader.
+ * Full: ledger.requests_full; told without dwell then.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 16);
+	__type(key, __u64);
+	__type(value, struct request);
+} requests SEC(".maps");
+
+/* A half-open connection whose handshake is complete. */
+struct completed {
+	__u64 child; /* address of the socket that goes on */
+	__u64 since_ns;
+	__u64 cookie;
+	__u32 told;
+	__u32 __pad;
+};
+
+/*
+ * From a handshake's completion to the next transition of the child, which
+ * follows in the same softirq: key is the tuple, which both have. Inserted by
+ * request_complete, deleted by request_join.
+ * Full: ledger.completed_full; the child then seems to come out of nothing.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct finwait_tuple);
+	__type(value, struct completed);
+} completed SEC(".maps");
+
+/*
+ * Half-open connections that another listener has taken over, of which the new
+ * request socket is not known yet (probe tier). Key is the tuple. Inserted by
+ * request_migrated, deleted by request_found.
+ * Full: ledger.requests_full.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct finwait_tuple);
+	__type(value, struct request);
+} migrated SEC(".maps");
+
+/* How many are in migrated, so that nobody looks when there are none. */
+__s64 migrations;
+
+/*
+ * From the making of a mini-socket to the FIN_WAIT2 to CLOSE of the socket it
+ * replaces, a few microseconds: key is the tuple, which both have, value the
+ * address of the mini-socket. Inserted by the first, deleted by the second.
  * Full: ledger.handoff_full.
  */
 struct {
@@ -119,30 +201,22 @@ struct {
 /* How many are in watch, so that Go need not sweep when there are none. */
 __s64 watching;
 
-/* A mini-socket whose timer was cancelled, perhaps to be armed anew. */
-struct cancelled {
-	__u64 addr; /* 0 if there is none */
-	__u64 time_ns;
-	__u64 tw_cookie; /* tells it from another that gets its address */
-};
-
 /*
- * The last timer that each CPU cancelled, until what follows says whether that
- * was a mini-socket's end. Key is the CPU. Written by the timer tier on that
- * CPU, emptied there or by sweep_cancelled. One is enough: an arming anew
- * follows its cancel before that CPU can do anything else.
+ * All that was there when the tracer was attached has been claimed: what is not
+ * known to minis or requests now is there for want of room. Set by Go.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1); /* the loader knows how many CPUs there are */
-	__type(key, __u32);
-	__type(value, struct cancelled);
-} cancels SEC(".maps");
+bool settled;
 
 /* What the programs of one CPU tell each other. */
 struct scratch {
 	__u64 mark; /* what set_state_softirq handled last: the socket's address plus its new state */
 	__u64 woke_ns; /* when Go was last woken from here */
+	__u64 child; /* the socket that came out of a listener last, if its handshake's end is not seen */
+	__u64 refused; /* the socket for which no mini-socket could be made */
+	__u64 rearming; /* the mini-socket whose timer is about to be armed anew */
+	__u64 expiring; /* the request socket whose timer runs */
+	__u64 migrating; /* the request socket that is being moved to another listener */
+	struct request stray; /* what expiring is, if requests does not have it */
 };
 
 /* Key 0. */

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Mini-sockets: what the kernel keeps of a connection in TIME_WAIT, or in
- * FIN_WAIT2 once nobody owns it. A tier of evidence (timer.h) says when one
- * begins, moves on or ends; what that means is said here.
+ * FIN_WAIT2 once nobody owns it. A tier of evidence says when one begins, moves
+ * on or ends; what that means is said here.
  *
- *	begin  --> join (its full socket closes) --> [move to TIME_WAIT] --> end
+ *	begin --> join (its full socket closes) --> [move to TIME_WAIT] --> end
  *
  * Any of them may run on another CPU at the same time, so that each step is
  * claimed by a compare-and-swap of mini.state before it is told. What the map
  * cannot guard against is that an element which one CPU still looks at is
- * deleted and used again by another; only a sweep looks for long enough.
+ * deleted and used again by another; only sweeps look for long enough.
  */
 #ifndef FINWAIT_MINI_H
 #define FINWAIT_MINI_H
@@ -17,15 +17,8 @@
 /* Length of a jiffy, set by the loader. */
 const volatile __u64 jiffy_ns = 0;
 
-/* Not yet joined with the closing of its full socket. */
-#define NOT_JOINED NUM_STATES
-
-/*
- * Between its cancel and its start a timer that is armed anew belongs to a CPU
- * with interrupts off: longer than this is an end, or a virtual CPU that is
- * not run; see settle_later.
- */
-#define CANCEL_SETTLES_NS 10000000ULL
+#define NOT_JOINED NUM_STATES /* its full socket has not closed yet */
+#define ENDED (NUM_STATES + 1) /* nor has it now that the mini-socket is gone */
 
 static __always_inline struct inet_timewait_sock *mini_sock(__u64 addr)
 {
@@ -42,24 +35,20 @@ static __always_inline __u64 mini_cookie(__u64 addr)
 	return BPF_CORE_READ(mini_sock(addr), __tw_common.skc_cookie.counter);
 }
 
+/* Is it still in the kernel's table? */
+static __always_inline bool mini_hashed(__u64 addr)
+{
+	return BPF_CORE_READ(mini_sock(addr), __tw_common.skc_node.pprev) != NULL;
+}
+
 static __always_inline void read_mini(struct mini *m, __u64 addr)
 {
 	struct inet_timewait_sock *tw = mini_sock(addr);
 
-	m->family = BPF_CORE_READ(tw, __tw_common.skc_family);
-	if (m->family == AF_INET) {
-		map_ipv4(m->tuple.laddr, BPF_CORE_READ(tw, __tw_common.skc_rcv_saddr));
-		map_ipv4(m->tuple.raddr, BPF_CORE_READ(tw, __tw_common.skc_daddr));
-	} else {
-		bpf_core_read(m->tuple.laddr, 16, &tw->__tw_common.skc_v6_rcv_saddr);
-		bpf_core_read(m->tuple.raddr, 16, &tw->__tw_common.skc_v6_daddr);
-	}
+	m->net = read_head(&m->tuple, &m->family, &tw->__tw_common);
 	m->tuple.lport = bpf_ntohs(BPF_CORE_READ(tw, tw_sport));
-	m->tuple.rport = bpf_ntohs(BPF_CORE_READ(tw, __tw_common.skc_dport));
-	m->tuple.netns = BPF_CORE_READ(tw, __tw_common.skc_net.net, ns.inum);
 	m->tw_cookie = mini_cookie(addr);
 	m->cookie = m->tw_cookie;
-	m->substate = mini_substate(addr);
 }
 
 /* Is m about what is at addr now? The slab hands addresses out again at once. */
@@ -88,29 +77,41 @@ static __always_inline void watch_mini(__u64 addr)
 
 static __always_inline void unwatch_mini(__u64 addr)
 {
-	if (!bpf_map_delete_elem(&watch, &addr))
+	if (tier == EVIDENCE_TIMER && !bpf_map_delete_elem(&watch, &addr))
 		__sync_fetch_and_add(&watching, -1);
 }
 
 /* Tells a mini-socket's transition, if nobody has yet. */
-static __always_inline bool mini_move(struct mini *m, __u32 old, __u32 new, __u64 time_ns)
+static __always_inline bool mini_tell(struct mini *m, __u32 old, __u32 new, __u64 time_ns, __u8 reason)
 {
 	struct transition t = {};
 
 	if (__sync_val_compare_and_swap(&m->state, old, new) != old)
 		return false;
 	t.tuple = m->tuple;
+	t.net = m->net;
 	t.time_ns = time_ns;
 	t.since_ns = m->since_ns;
 	t.cookie = m->cookie;
 	t.family = m->family;
 	t.old = old;
 	t.new = new;
-	t.evidence = EVIDENCE_TIMER;
+	t.evidence = tier;
+	t.reason = reason;
 	m->since_ns = time_ns;
 	count(old, new);
 	if (filter_tuple(&t.tuple, t.family) == PASS)
 		emit_if_wanted(&t, &m->who);
+	return true;
+}
+
+/* The same, of a mini-socket that has been in gauges in its old state. */
+static __always_inline bool mini_move(struct mini *m, __u32 old, __u32 new, __u64 time_ns, __u8 reason)
+{
+	if (!mini_tell(m, old, new, time_ns, reason))
+		return false;
+	if (m->gauged)
+		gauge_move(m->net, m->tuple.netns, old, new);
 	return true;
 }
 
@@ -128,41 +129,23 @@ static __always_inline __u64 time_wait_began(__u64 addr, __u64 since_ns, __u64 n
 	return began > since_ns ? began : since_ns;
 }
 
-/* Tells an orphan's move to TIME_WAIT that no tracepoint has shown. */
+/* Tells an orphan's move to TIME_WAIT that nothing has shown. */
 static __always_inline void catch_up(struct mini *m, __u64 addr, __u64 now)
 {
 	if (m->state != FIN_WAIT2 || mini_substate(addr) != TIME_WAIT)
 		return;
-	mini_move(m, FIN_WAIT2, TIME_WAIT, time_wait_began(addr, m->since_ns, now));
-}
-
-static __always_inline struct mini *mini_insert(__u64 addr, struct mini *m)
-{
-	if (bpf_map_update_elem(&minis, &addr, m, BPF_ANY))
-		return NULL;
-	return bpf_map_lookup_elem(&minis, &addr);
+	mini_move(m, FIN_WAIT2, TIME_WAIT, time_wait_began(addr, m->since_ns, now), REASON_UNKNOWN);
 }
 
 /* A mini-socket has been made; its full socket is about to close. */
-static __always_inline void mini_begin(__u64 addr)
+static __always_inline void mini_begin(__u64 addr, struct mini *m)
 {
-	struct mini m = {};
-
-	read_mini(&m, addr);
-	m.state = NOT_JOINED;
-	mini_insert(addr, &m); /* no room: mini_join counts it */
-	if (bpf_map_update_elem(&handoff, &m.tuple, &addr, BPF_ANY))
+	m->state = NOT_JOINED;
+	m->since_ns = bpf_ktime_get_ns();
+	m->gauged = 1;
+	bpf_map_update_elem(&minis, &addr, m, BPF_ANY); /* no room: mini_join counts it */
+	if (bpf_map_update_elem(&handoff, &m->tuple, &addr, BPF_ANY))
 		ledger_add(handoff_full);
-}
-
-/* A mini-socket made before finwait started shows itself by ending. */
-static __always_inline struct mini *mini_adopt(__u64 addr)
-{
-	struct mini m = {};
-
-	read_mini(&m, addr);
-	m.state = m.substate;
-	return mini_insert(addr, &m);
 }
 
 /* The mini-socket that has replaced the socket with this tuple, or 0. */
@@ -178,73 +161,73 @@ static __always_inline __u64 mini_of(const struct finwait_tuple *tuple)
 	return addr;
 }
 
+/* Is what the kernel has at addr older than the tracer, and not claimed? */
+static __always_inline void mini_stray(struct mini *m, __u64 addr)
+{
+	read_mini(m, addr);
+	m->state = mini_substate(addr);
+	m->gauged = settled;
+}
+
+/* The mini-socket is gone since time_ns. */
+static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns, __u8 reason)
+{
+	__u32 state;
+
+	m->ended_ns = time_ns;
+	m->reason = reason;
+	if (__sync_val_compare_and_swap(&m->state, NOT_JOINED, ENDED) == NOT_JOINED)
+		return; /* mini_join goes on */
+	catch_up(m, addr, time_ns);
+	state = m->state;
+	if (state >= CLOSE || !mini_move(m, state, CLOSE, time_ns, reason))
+		return;
+	unwatch_mini(addr);
+	bpf_map_delete_elem(&minis, &addr);
+}
+
 /*
  * A full socket has closed into the mini-socket at addr: t is what the
  * tracepoint said, its new state CLOSE. What the socket knew goes into the
  * mini-socket, and if that is in TIME_WAIT, the transition is told.
  */
-static __always_inline void mini_join(__u64 addr, struct sock *sk, const struct transition *t)
+static __always_inline void mini_join(__u64 addr, const struct conn *c, bool claimed,
+				      const struct transition *t)
 {
 	struct mini unfollowed = {}, *m;
-	struct conn *c;
+	__u32 state, substate = mini_substate(addr);
 
 	m = bpf_map_lookup_elem(&minis, &addr);
-	if (!m)
+	if (!m) {
 		ledger_add(unfollowed);
-	if (!m || __sync_val_compare_and_swap(&m->state, NOT_JOINED, t->old) != NOT_JOINED) {
-		/* No room, or gone as soon as it came: it was there all the same. */
 		m = &unfollowed;
-		read_mini(m, addr);
-		m->state = t->old;
+		mini_stray(m, addr);
 	}
 	m->cookie = t->cookie;
-	c = bpf_sk_storage_get(&conns, sk, NULL, 0);
-	if (c) {
+	m->since_ns = c ? c->since_ns : 0;
+	if (c)
 		m->who = c->who;
-		m->since_ns = c->since_ns;
-	}
-	if (mini_substate(addr) == TIME_WAIT)
-		mini_move(m, t->old, TIME_WAIT, t->time_ns);
-	else
+	if (claimed)
+		gauge_move(t->net, t->tuple.netns, t->old, CLOSE);
+	if (m->gauged)
+		gauge_move(t->net, t->tuple.netns, CLOSE, substate);
+	state = m->state;
+	m->state = t->old;
+	if (substate == TIME_WAIT)
+		mini_tell(m, t->old, TIME_WAIT, t->time_ns, REASON_UNKNOWN);
+	else if (tier == EVIDENCE_TIMER && m != &unfollowed)
 		watch_mini(addr);
+	if (state == ENDED)
+		mini_end(m, addr, m->ended_ns, m->reason);
 }
 
-/* The timer has been armed anew: what looked like an end was none. */
+/* The timer has been armed anew, perhaps because the peer's FIN has come. */
 static __always_inline void mini_rearm(struct mini *m, __u64 addr, __u64 now)
 {
-	m->cancelled_ns = 0;
-	m->moved_ns = 0;
 	if (m->state != FIN_WAIT2 || mini_substate(addr) != TIME_WAIT)
 		return;
-	mini_move(m, FIN_WAIT2, TIME_WAIT, now);
+	mini_move(m, FIN_WAIT2, TIME_WAIT, now, REASON_UNKNOWN);
 	unwatch_mini(addr);
-}
-
-/* Its timer has been cancelled: its end, or the first half of arming it anew. */
-static __always_inline void mini_cancel(struct mini *m, __u64 addr, __u64 now)
-{
-	m->cancelled_ns = now;
-	m->moved_ns = 0;
-	m->substate = mini_substate(addr);
-	if (m->state == FIN_WAIT2 && m->substate == TIME_WAIT)
-		m->moved_ns = time_wait_began(addr, m->since_ns, now);
-}
-
-/* The mini-socket is gone since time_ns. */
-static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns)
-{
-	__u32 state;
-
-	/* Its full socket's end was never seen. */
-	if (__sync_val_compare_and_swap(&m->state, NOT_JOINED, m->substate) == NOT_JOINED)
-		bpf_map_delete_elem(&handoff, &m->tuple);
-	if (m->moved_ns)
-		mini_move(m, FIN_WAIT2, TIME_WAIT, m->moved_ns);
-	state = m->state;
-	if (state == CLOSE || !mini_move(m, state, CLOSE, time_ns))
-		return;
-	unwatch_mini(addr);
-	bpf_map_delete_elem(&minis, &addr);
 }
 
 /* Tells an orphan's move to TIME_WAIT, if it has moved. */
@@ -258,63 +241,61 @@ static __always_inline void sweep_orphan(__u64 addr, __u64 now)
 		unwatch_mini(addr);
 }
 
-/* The timer cancelled at that time was not armed anew. */
-static __always_inline void settle(__u64 addr, __u64 time_ns)
+/*
+ * Why a mini-socket ends before its time, by who called. One that connect
+ * takes over is out of the table by then (__inet_check_established); a segment
+ * that ends TIME_WAIT without being a reset is a SYN that begins a connection
+ * (TCP_TW_SYN), and one that ends FIN_WAIT2 is answered with a reset (TCP_TW_RST).
+ */
+static __always_inline __u8 early_reason(__u64 addr, __u32 by)
 {
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+	if (!mini_hashed(addr))
+		return REASON_REUSED;
+	if (by & CALLED_BY(TWSK_PURGE))
+		return REASON_NETNS_GONE;
+	if (by & CALLED_BY(TIMEWAIT_PROCESS))
+		return REASON_RST_RECEIVED;
+	if (by & (CALLED_BY(TCP_V4_RCV) | CALLED_BY(TCP_V6_RCV)))
+		return mini_substate(addr) == TIME_WAIT ? REASON_REUSED : REASON_RST_SENT;
+	if (by & (CALLED_BY(TCP_ABORT) | CALLED_BY(DIAG_DESTROY)))
+		return REASON_KILLED;
+	return REASON_UNKNOWN;
+}
 
-	if (m && m->cancelled_ns == time_ns)
-		mini_end(m, addr, time_ns);
+/* Has the kernel as many mini-sockets as it may have in this namespace? */
+static __always_inline bool death_row_full(const struct sock *sk)
+{
+	struct net *net = sk->__sk_common.skc_net.net;
+	struct inet_timewait_death_row *row =
+		(void *)__builtin_preserve_access_index(&net->ipv4.tcp_death_row);
+	__u32 count;
+
+	/* 5.18 to 6.0 have a pointer to it (fbb8295248e1, undone by e9bd0cca09d1). */
+	if (bpf_core_field_size(net->ipv4.tcp_death_row) == sizeof(void *))
+		bpf_core_read(&row, sizeof(row), row);
+	if (bpf_core_field_exists(row->tw_refcount))
+		count = BPF_CORE_READ(row, tw_refcount.refs.counter) - 1;
+	else
+		count = BPF_CORE_READ((struct inet_timewait_death_row___v5 *)row, tw_count.counter);
+	return count >= (__u32)BPF_CORE_READ(row, sysctl_max_tw_buckets);
 }
 
 /*
- * Notes what this CPU has cancelled now, or with an address of 0 that it has
- * gone on to something else, and returns what it had noted before. That has
- * ended, unless it is what the CPU is at work on: whatever is at addr.
+ * Did the socket close because it could not be given a mini-socket? A reset
+ * would have left an error, and a negative TCP_LINGER2 asks for none.
  */
-static __always_inline struct cancelled note_cancel(const struct cancelled *now, __u64 addr)
+static __always_inline bool time_wait_refused(const struct sock *sk)
 {
-	__u32 cpu = bpf_get_smp_processor_id();
-	struct cancelled before = {}, *slot;
+	struct scratch *here = scratch_here();
 
-	slot = bpf_map_lookup_elem(&cancels, &cpu);
-	if (!slot)
-		return before;
-	before = *slot;
-	slot->time_ns = now->time_ns;
-	slot->tw_cookie = now->tw_cookie;
-	if (__sync_val_compare_and_swap(&slot->addr, before.addr, now->addr) != before.addr) {
-		slot->addr = now->addr; /* sweep_cancelled has settled it meanwhile */
-		before.addr = 0;
+	if (tier == EVIDENCE_PROBE) {
+		if (!here || here->refused != (__u64)sk)
+			return false;
+		here->refused = 0;
+		return true;
 	}
-	if (before.addr && before.addr != addr)
-		settle(before.addr, before.time_ns);
-	return before;
-}
-
-/*
- * Settles what a CPU has cancelled last, if it has not touched a mini-socket's
- * timer since. mod_timer leaves entry.pprev set between cancel and start; only
- * a removal clears it (detach_timer).
- */
-static __always_inline void settle_later(__u32 cpu, __u64 now)
-{
-	struct cancelled *c;
-	struct mini *m;
-	__u64 addr, time_ns;
-
-	c = bpf_map_lookup_elem(&cancels, &cpu);
-	if (!c || !c->addr)
-		return;
-	addr = c->addr;
-	time_ns = c->time_ns;
-	if (now < time_ns + CANCEL_SETTLES_NS)
-		return;
-	m = bpf_map_lookup_elem(&minis, &addr);
-	if (m && same_mini(m, addr) && BPF_CORE_READ(mini_sock(addr), tw_timer.entry.pprev))
-		return;
-	if (__sync_val_compare_and_swap(&c->addr, addr, 0) == addr)
-		settle(addr, time_ns);
+	return !BPF_CORE_READ(sk, sk_err) && BPF_CORE_READ((const struct tcp_sock *)sk, linger2) >= 0 &&
+	       death_row_full(sk);
 }
 
 #endif

@@ -3,47 +3,6 @@
 #ifndef FINWAIT_SOCKET_H
 #define FINWAIT_SOCKET_H
 
-static __always_inline void map_ipv4(__u8 *addr, __be32 ipv4)
-{
-	__u32 *words = (__u32 *)addr;
-
-	words[0] = 0;
-	words[1] = 0;
-	words[2] = bpf_htonl(0xffff);
-	words[3] = ipv4;
-}
-
-/*
- * inet_num is 0 once a socket is closed, while inet_sport is left from an
- * earlier connection when a socket connects or listens once more and the port
- * is yet to be chosen (inet_hash_connect, inet_csk_get_port). So each is right
- * where the other is wrong.
- */
-static __always_inline __u16 local_port(const struct sock *sk, __u8 old)
-{
-	__be16 port = 0;
-
-	if (old == CLOSE)
-		return BPF_CORE_READ(sk, __sk_common.skc_num);
-	bpf_core_read(&port, sizeof(port), &((const struct inet_sock *)sk)->inet_sport);
-	return bpf_ntohs(port);
-}
-
-static __always_inline void read_socket(struct transition *t, const struct sock *sk)
-{
-	t->family = sk->__sk_common.skc_family;
-	if (t->family == AF_INET) {
-		map_ipv4(t->tuple.laddr, sk->__sk_common.skc_rcv_saddr);
-		map_ipv4(t->tuple.raddr, sk->__sk_common.skc_daddr);
-	} else {
-		bpf_core_read(t->tuple.laddr, 16, &sk->__sk_common.skc_v6_rcv_saddr);
-		bpf_core_read(t->tuple.raddr, 16, &sk->__sk_common.skc_v6_daddr);
-	}
-	t->tuple.netns = sk->__sk_common.skc_net.net->ns.inum;
-	t->tuple.rport = bpf_ntohs(sk->__sk_common.skc_dport);
-	t->tuple.lport = local_port(sk, t->old);
-}
-
 #define CGROUP_DEPTH 32 /* deepest cgroup that is searched for an ancestor */
 
 static __always_inline bool in_filter_cgroup(struct task_struct *task)
@@ -99,9 +58,13 @@ static __always_inline void learn_who(struct finwait_who *who, const struct sock
 }
 
 /*
- * Keeps a transition whose filter hangs on what the socket does not have yet;
- * it is told with the next. There is room for one, the transition out of CLOSE:
- * after it the socket has all it is going to have.
+ * Keeps a transition that cannot be told yet; it is told with the next. There
+ * is room for one, the transition out of CLOSE: after it the socket has all it
+ * is going to have. Two have to wait: connecting, where the filter hangs on the
+ * port that the kernel is about to choose, and the birth of an accepted socket.
+ * That one has a cookie and address of its own only from 6.15 on (a3a128f611a9
+ * "inet: consolidate inet_csk_clone_lock()"), and where it comes from is known
+ * when its half-open connection is complete.
  */
 static __always_inline void hold(struct conn *c, const struct transition *t)
 {
@@ -112,7 +75,8 @@ static __always_inline void hold(struct conn *c, const struct transition *t)
 }
 
 /* Tells the held transition, with the tuple of the one that follows. */
-static __always_inline void release(struct conn *c, const struct transition *next)
+static __always_inline void release(struct conn *c, const struct sock *sk, const struct transition *next,
+				    bool wanted)
 {
 	struct transition t = *next;
 
@@ -121,49 +85,76 @@ static __always_inline void release(struct conn *c, const struct transition *nex
 	t.old = c->held_old;
 	t.new = c->held_new;
 	t.evidence = EVIDENCE_KERNEL;
+	t.reason = REASON_UNKNOWN;
 	c->held_ns = 0;
-	emit_if_wanted(&t, &c->who);
+	if (t.new == SYN_RECV) {
+		request_join(&t, sk, &c->who, wanted);
+		count(t.old, t.new);
+		if (t.old == CLOSE && next->new == ESTABLISHED &&settled && !opened_by_data(sk))
+			ledger_add(syn_cookies);
+	}
+	if (wanted)
+		emit_if_wanted(&t, &c->who);
 }
 
-/*
- * Up to 6.14 an accepted socket enters SYN_RECV before it has an address, a
- * remote port or a cookie of its own (it still has the listener's; fixed by
- * a3a128f611a9 "inet: consolidate inet_csk_clone_lock()").
- */
-static __always_inline bool unborn(const struct transition *t)
+/* An accepted socket is born: its storage, if any, is a copy of its listener's. */
+static __always_inline void be_born(struct conn *c, struct sock *sk, struct transition *t)
 {
-	return t->new == SYN_RECV && !t->tuple.rport;
+	struct scratch *here = scratch_here();
+
+	if (here)
+		here->child = (__u64)sk;
+	if (!c) {
+		ledger_add(not_held);
+		count(t->old, t->new);
+		return;
+	}
+	c->since_ns = t->time_ns;
+	learn_who(&c->who, sk, t->old, t->new);
+	hold(c, t);
 }
 
 /* Tells a transition of a full socket and notes it in the socket's storage. */
-static __always_inline void tell(struct sock *sk, struct transition *t, enum verdict verdict)
+static __always_inline void tell(struct conn *c, struct sock *sk, struct transition *t, enum verdict verdict)
 {
 	static const struct finwait_who nobody = {};
-	struct conn *c;
 
-	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c) {
-		ledger_add(storage_failed);
-		if (verdict == LATER || unborn(t))
+		if (verdict == LATER)
 			ledger_add(not_held);
 		else if (verdict == PASS)
 			emit_if_wanted(t, &nobody);
 		return;
 	}
-	if (t->old == CLOSE && t->new == SYN_RECV) { /* cloned from the listener's */
-		c->since_ns = 0;
-		c->held_ns = 0;
-	}
 	t->since_ns = c->since_ns;
-	learn_who(&c->who, sk, t->old, t->new);
-	if (c->held_ns && verdict == PASS)
-		release(c, t);
 	c->since_ns = t->time_ns;
+	if (c->held_ns && (c->held_new == SYN_RECV || verdict == PASS))
+		release(c, sk, t, verdict == PASS);
 	c->held_ns = 0;
-	if (verdict == PASS && !unborn(t))
+	/* What a listener accepts may pass where it does not, and inherits its owner. */
+	if (verdict == DROP && t->new != LISTEN)
+		return;
+	learn_who(&c->who, sk, t->old, t->new);
+	if (verdict == PASS)
 		emit_if_wanted(t, &c->who);
-	else if ((verdict == LATER || unborn(t)) && t->new != CLOSE)
+	else if (verdict == LATER && t->new != CLOSE)
 		hold(c, t);
+}
+
+/* Puts the socket into gauges, unless it is there, and tells whether it was. */
+static __always_inline bool claim_conn(struct conn *c)
+{
+	return __sync_val_compare_and_swap(&c->claimed, 0, 1);
+}
+
+/*
+ * A socket in CLOSE is in no gauge. One that is older than the tracer, and not
+ * claimed yet, is claimed by what it does.
+ */
+static __always_inline void gauge_socket(const struct transition *t, const struct conn *c, bool claimed)
+{
+	if (c)
+		gauge_move(t->net, t->tuple.netns, claimed ? t->old : CLOSE, t->new);
 }
 
 #endif

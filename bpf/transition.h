@@ -6,8 +6,12 @@
 #ifndef FINWAIT_TRANSITION_H
 #define FINWAIT_TRANSITION_H
 
+/* The tier of evidence that runs: EVIDENCE_TIMER or EVIDENCE_PROBE. Set by the loader. */
+const volatile __u8 tier = EVIDENCE_TIMER;
+
 struct transition {
 	struct finwait_tuple tuple;
+	__u64 net; /* the namespace's cookie */
 	__u64 time_ns;
 	__u64 since_ns; /* when old began; 0 if unknown */
 	__u64 cookie;
@@ -15,6 +19,7 @@ struct transition {
 	__u8 old;
 	__u8 new;
 	__u8 evidence;
+	__u8 reason;
 };
 
 /*
@@ -53,6 +58,7 @@ static __always_inline void emit(const struct transition *t, const struct finwai
 	e->old_state = t->old;
 	e->new_state = t->new;
 	e->evidence = t->evidence;
+	e->reason = t->reason;
 	e->dwell_ns = 0;
 	e->flags = 0;
 	if (t->since_ns && t->time_ns >= t->since_ns) {

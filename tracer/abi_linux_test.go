@@ -21,6 +21,7 @@ func TestEnums(t *testing.T) {
 		{"finwait_state", "", func(i uint8) string { return State(i).String() }, numStates},
 		{"finwait_evidence", "EVIDENCE_", func(i uint8) string { return Evidence(i).String() }, len(evidenceNames)},
 		{"finwait_origin", "ORIGIN_", func(i uint8) string { return Origin(i).String() }, len(originNames)},
+		{"finwait_reason", "REASON_", func(i uint8) string { return Reason(i).String() }, len(reasonNames)},
 		{"finwait_role", "ROLE_", func(i uint8) string { return Role(i).String() }, len(roleNames)},
 	} {
 		var c *btf.Enum

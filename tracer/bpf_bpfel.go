@@ -48,7 +48,8 @@ type bpfFinwaitEvent struct {
 	NewState uint8
 	Evidence uint8
 	Flags    uint8
-	Pad      [3]uint8
+	Reason   uint8
+	Pad      [2]uint8
 }
 
 type bpfFinwaitEventFlags uint32
@@ -62,7 +63,16 @@ type bpfFinwaitEvidence uint32
 const (
 	bpfFinwaitEvidenceEVIDENCE_KERNEL bpfFinwaitEvidence = 0
 	bpfFinwaitEvidenceEVIDENCE_TIMER  bpfFinwaitEvidence = 1
+	bpfFinwaitEvidenceEVIDENCE_PROBE  bpfFinwaitEvidence = 2
 )
+
+type bpfFinwaitGauge struct {
+	_       structs.HostLayout
+	Entered [13]uint64
+	Left    [13]uint64
+	Netns   uint32
+	Pad     uint32
+}
 
 type bpfFinwaitLedger struct {
 	_             structs.HostLayout
@@ -75,6 +85,20 @@ type bpfFinwaitLedger struct {
 	WatchFull     uint64
 	UnknownState  uint64
 	TakenOver     uint64
+	RequestsFull  uint64
+	CompletedFull uint64
+	NetnsFull     uint64
+	StackFailed   uint64
+	Stale         uint64
+	SynCookies    uint64
+}
+
+type bpfFinwaitNetnsFile struct {
+	_      structs.HostLayout
+	Netns  uint32
+	Pid    uint32
+	Fd     uint32
+	Socket uint32
 }
 
 type bpfFinwaitOrigin uint32
@@ -83,6 +107,29 @@ const (
 	bpfFinwaitOriginORIGIN_UNKNOWN bpfFinwaitOrigin = 0
 	bpfFinwaitOriginORIGIN_CONNECT bpfFinwaitOrigin = 1
 	bpfFinwaitOriginORIGIN_LISTEN  bpfFinwaitOrigin = 2
+)
+
+type bpfFinwaitRange struct {
+	_     structs.HostLayout
+	Start uint64
+	End   uint64
+}
+
+type bpfFinwaitReason uint32
+
+const (
+	bpfFinwaitReasonREASON_UNKNOWN           bpfFinwaitReason = 0
+	bpfFinwaitReasonREASON_EXPIRED           bpfFinwaitReason = 1
+	bpfFinwaitReasonREASON_REUSED            bpfFinwaitReason = 2
+	bpfFinwaitReasonREASON_RST_RECEIVED      bpfFinwaitReason = 3
+	bpfFinwaitReasonREASON_RST_SENT          bpfFinwaitReason = 4
+	bpfFinwaitReasonREASON_KILLED            bpfFinwaitReason = 5
+	bpfFinwaitReasonREASON_NETNS_GONE        bpfFinwaitReason = 6
+	bpfFinwaitReasonREASON_TIME_WAIT_REFUSED bpfFinwaitReason = 7
+	bpfFinwaitReasonREASON_TIMEOUT           bpfFinwaitReason = 8
+	bpfFinwaitReasonREASON_LISTENER_GONE     bpfFinwaitReason = 9
+	bpfFinwaitReasonREASON_QUEUE_FULL        bpfFinwaitReason = 10
+	bpfFinwaitReasonREASON_UNREACHABLE       bpfFinwaitReason = 11
 )
 
 type bpfFinwaitRole uint32
@@ -111,53 +158,107 @@ const (
 	bpfFinwaitStateNUM_STATES   bpfFinwaitState = 13
 )
 
+type bpfFinwaitSymbol uint32
+
+const (
+	bpfFinwaitSymbolSYMBOL_TW_TIMER_HANDLER    bpfFinwaitSymbol = 0
+	bpfFinwaitSymbolSYMBOL_REQSK_TIMER_HANDLER bpfFinwaitSymbol = 1
+	bpfFinwaitSymbolSYMBOL_TWSK_DESCHEDULE     bpfFinwaitSymbol = 2
+	bpfFinwaitSymbolSYMBOL_TWSK_PURGE          bpfFinwaitSymbol = 3
+	bpfFinwaitSymbolSYMBOL_TIMEWAIT_PROCESS    bpfFinwaitSymbol = 4
+	bpfFinwaitSymbolSYMBOL_TCP_V4RCV           bpfFinwaitSymbol = 5
+	bpfFinwaitSymbolSYMBOL_TCP_V6RCV           bpfFinwaitSymbol = 6
+	bpfFinwaitSymbolSYMBOL_TCP_V4ERR           bpfFinwaitSymbol = 7
+	bpfFinwaitSymbolSYMBOL_TCP_V6ERR           bpfFinwaitSymbol = 8
+	bpfFinwaitSymbolSYMBOL_TCP_ABORT           bpfFinwaitSymbol = 9
+	bpfFinwaitSymbolSYMBOL_DIAG_DESTROY        bpfFinwaitSymbol = 10
+	bpfFinwaitSymbolSYMBOL_TWSK_SCHEDULE       bpfFinwaitSymbol = 11
+	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ   bpfFinwaitSymbol = 12
+	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS     bpfFinwaitSymbol = 13
+	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ          bpfFinwaitSymbol = 14
+	bpfFinwaitSymbolNUM_SYMBOLS                bpfFinwaitSymbol = 15
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapCancels           = "cancels"
-	bpfMapConns             = "conns"
-	bpfMapEvents            = "events"
-	bpfMapHandoff           = "handoff"
-	bpfMapLedger            = "ledger"
-	bpfMapMatrix            = "matrix"
-	bpfMapMinis             = "minis"
-	bpfMapScratch           = "scratch"
-	bpfMapWatch             = "watch"
-	bpfProgSetState         = "set_state"
-	bpfProgSetStateSoftirq  = "set_state_softirq"
-	bpfProgSweepCancelled   = "sweep_cancelled"
-	bpfProgSweepOrphans     = "sweep_orphans"
-	bpfProgTimerCancel      = "timer_cancel"
-	bpfProgTimerExpireEntry = "timer_expire_entry"
-	bpfProgTimerStart       = "timer_start"
-	bpfVarFilterAddr        = "filter_addr"
-	bpfVarFilterAddrLen     = "filter_addr_len"
-	bpfVarFilterByLport     = "filter_by_lport"
-	bpfVarFilterByPort      = "filter_by_port"
-	bpfVarFilterByRport     = "filter_by_rport"
-	bpfVarFilterCgroup      = "filter_cgroup"
-	bpfVarFilterCgroupLen   = "filter_cgroup_len"
-	bpfVarFilterComm        = "filter_comm"
-	bpfVarFilterCommLen     = "filter_comm_len"
-	bpfVarFilterFamily      = "filter_family"
-	bpfVarFilterLport       = "filter_lport"
-	bpfVarFilterNetns       = "filter_netns"
-	bpfVarFilterNetnsLen    = "filter_netns_len"
-	bpfVarFilterPid         = "filter_pid"
-	bpfVarFilterPidLen      = "filter_pid_len"
-	bpfVarFilterPort        = "filter_port"
-	bpfVarFilterRport       = "filter_rport"
-	bpfVarFilterTransition  = "filter_transition"
-	bpfVarFilterUid         = "filter_uid"
-	bpfVarFilterUidLen      = "filter_uid_len"
-	bpfVarJiffyNs           = "jiffy_ns"
-	bpfVarUnusedEvidence    = "unused_evidence"
-	bpfVarUnusedFlags       = "unused_flags"
-	bpfVarUnusedOrigin      = "unused_origin"
-	bpfVarUnusedRole        = "unused_role"
-	bpfVarUnusedState       = "unused_state"
-	bpfVarWatching          = "watching"
+	bpfMapCompleted              = "completed"
+	bpfMapConns                  = "conns"
+	bpfMapEvents                 = "events"
+	bpfMapGauges                 = "gauges"
+	bpfMapHandoff                = "handoff"
+	bpfMapLedger                 = "ledger"
+	bpfMapMatrix                 = "matrix"
+	bpfMapMigrated               = "migrated"
+	bpfMapMinis                  = "minis"
+	bpfMapNetnsWritten           = "netns_written"
+	bpfMapRequests               = "requests"
+	bpfMapScratch                = "scratch"
+	bpfMapWatch                  = "watch"
+	bpfProgAuditMinis            = "audit_minis"
+	bpfProgAuditRequests         = "audit_requests"
+	bpfProgClaim                 = "claim"
+	bpfProgCompleteHashdance     = "complete_hashdance"
+	bpfProgFindNetns             = "find_netns"
+	bpfProgMigrateSock           = "migrate_sock"
+	bpfProgReqskDestructor4      = "reqsk_destructor4"
+	bpfProgReqskDestructor4Again = "reqsk_destructor4_again"
+	bpfProgReqskDestructor6      = "reqsk_destructor6"
+	bpfProgReqskDestructor6Again = "reqsk_destructor6_again"
+	bpfProgReqskHashAdd          = "reqsk_hash_add"
+	bpfProgRetransmitSynack      = "retransmit_synack"
+	bpfProgSetState              = "set_state"
+	bpfProgSetStateSoftirq       = "set_state_softirq"
+	bpfProgSweepOrphans          = "sweep_orphans"
+	bpfProgTimerCancel           = "timer_cancel"
+	bpfProgTimerExpireEntry      = "timer_expire_entry"
+	bpfProgTimerExpireExit       = "timer_expire_exit"
+	bpfProgTimerStart            = "timer_start"
+	bpfProgTwTimer               = "tw_timer"
+	bpfProgTwskAlloc             = "twsk_alloc"
+	bpfProgTwskAllocAgain        = "twsk_alloc_again"
+	bpfProgTwskDeschedule        = "twsk_deschedule"
+	bpfProgTwskDestructor        = "twsk_destructor"
+	bpfProgTwskSchedule          = "twsk_schedule"
+	bpfVarFilterAddr             = "filter_addr"
+	bpfVarFilterAddrLen          = "filter_addr_len"
+	bpfVarFilterByLport          = "filter_by_lport"
+	bpfVarFilterByPort           = "filter_by_port"
+	bpfVarFilterByRport          = "filter_by_rport"
+	bpfVarFilterCgroup           = "filter_cgroup"
+	bpfVarFilterCgroupLen        = "filter_cgroup_len"
+	bpfVarFilterComm             = "filter_comm"
+	bpfVarFilterCommLen          = "filter_comm_len"
+	bpfVarFilterFamily           = "filter_family"
+	bpfVarFilterLport            = "filter_lport"
+	bpfVarFilterNetns            = "filter_netns"
+	bpfVarFilterNetnsLen         = "filter_netns_len"
+	bpfVarFilterPid              = "filter_pid"
+	bpfVarFilterPidLen           = "filter_pid_len"
+	bpfVarFilterPort             = "filter_port"
+	bpfVarFilterRport            = "filter_rport"
+	bpfVarFilterTransition       = "filter_transition"
+	bpfVarFilterUid              = "filter_uid"
+	bpfVarFilterUidLen           = "filter_uid_len"
+	bpfVarJiffyNs                = "jiffy_ns"
+	bpfVarMigrations             = "migrations"
+	bpfVarNetnsRun               = "netns_run"
+	bpfVarSettled                = "settled"
+	bpfVarSymbols                = "symbols"
+	bpfVarTier                   = "tier"
+	bpfVarUnusedEvidence         = "unused_evidence"
+	bpfVarUnusedFlags            = "unused_flags"
+	bpfVarUnusedNetnsFile        = "unused_netns_file"
+	bpfVarUnusedOrigin           = "unused_origin"
+	bpfVarUnusedReason           = "unused_reason"
+	bpfVarUnusedRole             = "unused_role"
+	bpfVarUnusedState            = "unused_state"
+	bpfVarUnusedSymbol           = "unused_symbol"
+	bpfVarWalkClaimed            = "walk_claimed"
+	bpfVarWalkRefused            = "walk_refused"
+	bpfVarWalkSeen               = "walk_seen"
+	bpfVarWatching               = "watching"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -202,28 +303,50 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	SetState         *ebpf.ProgramSpec `ebpf:"set_state"`
-	SetStateSoftirq  *ebpf.ProgramSpec `ebpf:"set_state_softirq"`
-	SweepCancelled   *ebpf.ProgramSpec `ebpf:"sweep_cancelled"`
-	SweepOrphans     *ebpf.ProgramSpec `ebpf:"sweep_orphans"`
-	TimerCancel      *ebpf.ProgramSpec `ebpf:"timer_cancel"`
-	TimerExpireEntry *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
-	TimerStart       *ebpf.ProgramSpec `ebpf:"timer_start"`
+	AuditMinis            *ebpf.ProgramSpec `ebpf:"audit_minis"`
+	AuditRequests         *ebpf.ProgramSpec `ebpf:"audit_requests"`
+	Claim                 *ebpf.ProgramSpec `ebpf:"claim"`
+	CompleteHashdance     *ebpf.ProgramSpec `ebpf:"complete_hashdance"`
+	FindNetns             *ebpf.ProgramSpec `ebpf:"find_netns"`
+	MigrateSock           *ebpf.ProgramSpec `ebpf:"migrate_sock"`
+	ReqskDestructor4      *ebpf.ProgramSpec `ebpf:"reqsk_destructor4"`
+	ReqskDestructor4Again *ebpf.ProgramSpec `ebpf:"reqsk_destructor4_again"`
+	ReqskDestructor6      *ebpf.ProgramSpec `ebpf:"reqsk_destructor6"`
+	ReqskDestructor6Again *ebpf.ProgramSpec `ebpf:"reqsk_destructor6_again"`
+	ReqskHashAdd          *ebpf.ProgramSpec `ebpf:"reqsk_hash_add"`
+	RetransmitSynack      *ebpf.ProgramSpec `ebpf:"retransmit_synack"`
+	SetState              *ebpf.ProgramSpec `ebpf:"set_state"`
+	SetStateSoftirq       *ebpf.ProgramSpec `ebpf:"set_state_softirq"`
+	SweepOrphans          *ebpf.ProgramSpec `ebpf:"sweep_orphans"`
+	TimerCancel           *ebpf.ProgramSpec `ebpf:"timer_cancel"`
+	TimerExpireEntry      *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
+	TimerExpireExit       *ebpf.ProgramSpec `ebpf:"timer_expire_exit"`
+	TimerStart            *ebpf.ProgramSpec `ebpf:"timer_start"`
+	TwTimer               *ebpf.ProgramSpec `ebpf:"tw_timer"`
+	TwskAlloc             *ebpf.ProgramSpec `ebpf:"twsk_alloc"`
+	TwskAllocAgain        *ebpf.ProgramSpec `ebpf:"twsk_alloc_again"`
+	TwskDeschedule        *ebpf.ProgramSpec `ebpf:"twsk_deschedule"`
+	TwskDestructor        *ebpf.ProgramSpec `ebpf:"twsk_destructor"`
+	TwskSchedule          *ebpf.ProgramSpec `ebpf:"twsk_schedule"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Cancels *ebpf.MapSpec `ebpf:"cancels"`
-	Conns   *ebpf.MapSpec `ebpf:"conns"`
-	Events  *ebpf.MapSpec `ebpf:"events"`
-	Handoff *ebpf.MapSpec `ebpf:"handoff"`
-	Ledger  *ebpf.MapSpec `ebpf:"ledger"`
-	Matrix  *ebpf.MapSpec `ebpf:"matrix"`
-	Minis   *ebpf.MapSpec `ebpf:"minis"`
-	Scratch *ebpf.MapSpec `ebpf:"scratch"`
-	Watch   *ebpf.MapSpec `ebpf:"watch"`
+	Completed    *ebpf.MapSpec `ebpf:"completed"`
+	Conns        *ebpf.MapSpec `ebpf:"conns"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Gauges       *ebpf.MapSpec `ebpf:"gauges"`
+	Handoff      *ebpf.MapSpec `ebpf:"handoff"`
+	Ledger       *ebpf.MapSpec `ebpf:"ledger"`
+	Matrix       *ebpf.MapSpec `ebpf:"matrix"`
+	Migrated     *ebpf.MapSpec `ebpf:"migrated"`
+	Minis        *ebpf.MapSpec `ebpf:"minis"`
+	NetnsWritten *ebpf.MapSpec `ebpf:"netns_written"`
+	Requests     *ebpf.MapSpec `ebpf:"requests"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
+	Watch        *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -251,11 +374,22 @@ type bpfVariableSpecs struct {
 	FilterUid        *ebpf.VariableSpec `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.VariableSpec `ebpf:"filter_uid_len"`
 	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
+	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
+	NetnsRun         *ebpf.VariableSpec `ebpf:"netns_run"`
+	Settled          *ebpf.VariableSpec `ebpf:"settled"`
+	Symbols          *ebpf.VariableSpec `ebpf:"symbols"`
+	Tier             *ebpf.VariableSpec `ebpf:"tier"`
 	UnusedEvidence   *ebpf.VariableSpec `ebpf:"unused_evidence"`
 	UnusedFlags      *ebpf.VariableSpec `ebpf:"unused_flags"`
+	UnusedNetnsFile  *ebpf.VariableSpec `ebpf:"unused_netns_file"`
 	UnusedOrigin     *ebpf.VariableSpec `ebpf:"unused_origin"`
+	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedRole       *ebpf.VariableSpec `ebpf:"unused_role"`
 	UnusedState      *ebpf.VariableSpec `ebpf:"unused_state"`
+	UnusedSymbol     *ebpf.VariableSpec `ebpf:"unused_symbol"`
+	WalkClaimed      *ebpf.VariableSpec `ebpf:"walk_claimed"`
+	WalkRefused      *ebpf.VariableSpec `ebpf:"walk_refused"`
+	WalkSeen         *ebpf.VariableSpec `ebpf:"walk_seen"`
 	Watching         *ebpf.VariableSpec `ebpf:"watching"`
 }
 
@@ -279,26 +413,34 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Cancels *ebpf.Map `ebpf:"cancels"`
-	Conns   *ebpf.Map `ebpf:"conns"`
-	Events  *ebpf.Map `ebpf:"events"`
-	Handoff *ebpf.Map `ebpf:"handoff"`
-	Ledger  *ebpf.Map `ebpf:"ledger"`
-	Matrix  *ebpf.Map `ebpf:"matrix"`
-	Minis   *ebpf.Map `ebpf:"minis"`
-	Scratch *ebpf.Map `ebpf:"scratch"`
-	Watch   *ebpf.Map `ebpf:"watch"`
+	Completed    *ebpf.Map `ebpf:"completed"`
+	Conns        *ebpf.Map `ebpf:"conns"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Gauges       *ebpf.Map `ebpf:"gauges"`
+	Handoff      *ebpf.Map `ebpf:"handoff"`
+	Ledger       *ebpf.Map `ebpf:"ledger"`
+	Matrix       *ebpf.Map `ebpf:"matrix"`
+	Migrated     *ebpf.Map `ebpf:"migrated"`
+	Minis        *ebpf.Map `ebpf:"minis"`
+	NetnsWritten *ebpf.Map `ebpf:"netns_written"`
+	Requests     *ebpf.Map `ebpf:"requests"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
+	Watch        *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
-		m.Cancels,
+		m.Completed,
 		m.Conns,
 		m.Events,
+		m.Gauges,
 		m.Handoff,
 		m.Ledger,
 		m.Matrix,
+		m.Migrated,
 		m.Minis,
+		m.NetnsWritten,
+		m.Requests,
 		m.Scratch,
 		m.Watch,
 	)
@@ -329,11 +471,22 @@ type bpfVariables struct {
 	FilterUid        *ebpf.Variable `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.Variable `ebpf:"filter_uid_len"`
 	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
+	Migrations       *ebpf.Variable `ebpf:"migrations"`
+	NetnsRun         *ebpf.Variable `ebpf:"netns_run"`
+	Settled          *ebpf.Variable `ebpf:"settled"`
+	Symbols          *ebpf.Variable `ebpf:"symbols"`
+	Tier             *ebpf.Variable `ebpf:"tier"`
 	UnusedEvidence   *ebpf.Variable `ebpf:"unused_evidence"`
 	UnusedFlags      *ebpf.Variable `ebpf:"unused_flags"`
+	UnusedNetnsFile  *ebpf.Variable `ebpf:"unused_netns_file"`
 	UnusedOrigin     *ebpf.Variable `ebpf:"unused_origin"`
+	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedRole       *ebpf.Variable `ebpf:"unused_role"`
 	UnusedState      *ebpf.Variable `ebpf:"unused_state"`
+	UnusedSymbol     *ebpf.Variable `ebpf:"unused_symbol"`
+	WalkClaimed      *ebpf.Variable `ebpf:"walk_claimed"`
+	WalkRefused      *ebpf.Variable `ebpf:"walk_refused"`
+	WalkSeen         *ebpf.Variable `ebpf:"walk_seen"`
 	Watching         *ebpf.Variable `ebpf:"watching"`
 }
 
@@ -341,24 +494,60 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	SetState         *ebpf.Program `ebpf:"set_state"`
-	SetStateSoftirq  *ebpf.Program `ebpf:"set_state_softirq"`
-	SweepCancelled   *ebpf.Program `ebpf:"sweep_cancelled"`
-	SweepOrphans     *ebpf.Program `ebpf:"sweep_orphans"`
-	TimerCancel      *ebpf.Program `ebpf:"timer_cancel"`
-	TimerExpireEntry *ebpf.Program `ebpf:"timer_expire_entry"`
-	TimerStart       *ebpf.Program `ebpf:"timer_start"`
+	AuditMinis            *ebpf.Program `ebpf:"audit_minis"`
+	AuditRequests         *ebpf.Program `ebpf:"audit_requests"`
+	Claim                 *ebpf.Program `ebpf:"claim"`
+	CompleteHashdance     *ebpf.Program `ebpf:"complete_hashdance"`
+	FindNetns             *ebpf.Program `ebpf:"find_netns"`
+	MigrateSock           *ebpf.Program `ebpf:"migrate_sock"`
+	ReqskDestructor4      *ebpf.Program `ebpf:"reqsk_destructor4"`
+	ReqskDestructor4Again *ebpf.Program `ebpf:"reqsk_destructor4_again"`
+	ReqskDestructor6      *ebpf.Program `ebpf:"reqsk_destructor6"`
+	ReqskDestructor6Again *ebpf.Program `ebpf:"reqsk_destructor6_again"`
+	ReqskHashAdd          *ebpf.Program `ebpf:"reqsk_hash_add"`
+	RetransmitSynack      *ebpf.Program `ebpf:"retransmit_synack"`
+	SetState              *ebpf.Program `ebpf:"set_state"`
+	SetStateSoftirq       *ebpf.Program `ebpf:"set_state_softirq"`
+	SweepOrphans          *ebpf.Program `ebpf:"sweep_orphans"`
+	TimerCancel           *ebpf.Program `ebpf:"timer_cancel"`
+	TimerExpireEntry      *ebpf.Program `ebpf:"timer_expire_entry"`
+	TimerExpireExit       *ebpf.Program `ebpf:"timer_expire_exit"`
+	TimerStart            *ebpf.Program `ebpf:"timer_start"`
+	TwTimer               *ebpf.Program `ebpf:"tw_timer"`
+	TwskAlloc             *ebpf.Program `ebpf:"twsk_alloc"`
+	TwskAllocAgain        *ebpf.Program `ebpf:"twsk_alloc_again"`
+	TwskDeschedule        *ebpf.Program `ebpf:"twsk_deschedule"`
+	TwskDestructor        *ebpf.Program `ebpf:"twsk_destructor"`
+	TwskSchedule          *ebpf.Program `ebpf:"twsk_schedule"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.AuditMinis,
+		p.AuditRequests,
+		p.Claim,
+		p.CompleteHashdance,
+		p.FindNetns,
+		p.MigrateSock,
+		p.ReqskDestructor4,
+		p.ReqskDestructor4Again,
+		p.ReqskDestructor6,
+		p.ReqskDestructor6Again,
+		p.ReqskHashAdd,
+		p.RetransmitSynack,
 		p.SetState,
 		p.SetStateSoftirq,
-		p.SweepCancelled,
 		p.SweepOrphans,
 		p.TimerCancel,
 		p.TimerExpireEntry,
+		p.TimerExpireExit,
 		p.TimerStart,
+		p.TwTimer,
+		p.TwskAlloc,
+		p.TwskAllocAgain,
+		p.TwskDeschedule,
+		p.TwskDestructor,
+		p.TwskSchedule,
 	)
 }
 

@@ -78,13 +78,16 @@ type bpfTestTestFilter struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfTestMapCancels          = "cancels"
+	bpfTestMapCompleted        = "completed"
 	bpfTestMapConns            = "conns"
 	bpfTestMapEvents           = "events"
+	bpfTestMapGauges           = "gauges"
 	bpfTestMapHandoff          = "handoff"
 	bpfTestMapLedger           = "ledger"
 	bpfTestMapMatrix           = "matrix"
+	bpfTestMapMigrated         = "migrated"
 	bpfTestMapMinis            = "minis"
+	bpfTestMapRequests         = "requests"
 	bpfTestMapScratch          = "scratch"
 	bpfTestMapWatch            = "watch"
 	bpfTestProgRunEmit         = "run_emit"
@@ -109,6 +112,9 @@ const (
 	bpfTestVarFilterTransition = "filter_transition"
 	bpfTestVarFilterUid        = "filter_uid"
 	bpfTestVarFilterUidLen     = "filter_uid_len"
+	bpfTestVarMigrations       = "migrations"
+	bpfTestVarSettled          = "settled"
+	bpfTestVarTier             = "tier"
 	bpfTestVarUnusedEmit       = "unused_emit"
 	bpfTestVarUnusedFilter     = "unused_filter"
 	bpfTestVarWatching         = "watching"
@@ -164,15 +170,18 @@ type bpfTestProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfTestMapSpecs struct {
-	Cancels *ebpf.MapSpec `ebpf:"cancels"`
-	Conns   *ebpf.MapSpec `ebpf:"conns"`
-	Events  *ebpf.MapSpec `ebpf:"events"`
-	Handoff *ebpf.MapSpec `ebpf:"handoff"`
-	Ledger  *ebpf.MapSpec `ebpf:"ledger"`
-	Matrix  *ebpf.MapSpec `ebpf:"matrix"`
-	Minis   *ebpf.MapSpec `ebpf:"minis"`
-	Scratch *ebpf.MapSpec `ebpf:"scratch"`
-	Watch   *ebpf.MapSpec `ebpf:"watch"`
+	Completed *ebpf.MapSpec `ebpf:"completed"`
+	Conns     *ebpf.MapSpec `ebpf:"conns"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Gauges    *ebpf.MapSpec `ebpf:"gauges"`
+	Handoff   *ebpf.MapSpec `ebpf:"handoff"`
+	Ledger    *ebpf.MapSpec `ebpf:"ledger"`
+	Matrix    *ebpf.MapSpec `ebpf:"matrix"`
+	Migrated  *ebpf.MapSpec `ebpf:"migrated"`
+	Minis     *ebpf.MapSpec `ebpf:"minis"`
+	Requests  *ebpf.MapSpec `ebpf:"requests"`
+	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
+	Watch     *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // bpfTestVariableSpecs contains global variables before they are loaded into the kernel.
@@ -199,6 +208,9 @@ type bpfTestVariableSpecs struct {
 	FilterTransition *ebpf.VariableSpec `ebpf:"filter_transition"`
 	FilterUid        *ebpf.VariableSpec `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.VariableSpec `ebpf:"filter_uid_len"`
+	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
+	Settled          *ebpf.VariableSpec `ebpf:"settled"`
+	Tier             *ebpf.VariableSpec `ebpf:"tier"`
 	UnusedEmit       *ebpf.VariableSpec `ebpf:"unused_emit"`
 	UnusedFilter     *ebpf.VariableSpec `ebpf:"unused_filter"`
 	Watching         *ebpf.VariableSpec `ebpf:"watching"`
@@ -224,26 +236,32 @@ func (o *bpfTestObjects) Close() error {
 //
 // It can be passed to loadBpfTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfTestMaps struct {
-	Cancels *ebpf.Map `ebpf:"cancels"`
-	Conns   *ebpf.Map `ebpf:"conns"`
-	Events  *ebpf.Map `ebpf:"events"`
-	Handoff *ebpf.Map `ebpf:"handoff"`
-	Ledger  *ebpf.Map `ebpf:"ledger"`
-	Matrix  *ebpf.Map `ebpf:"matrix"`
-	Minis   *ebpf.Map `ebpf:"minis"`
-	Scratch *ebpf.Map `ebpf:"scratch"`
-	Watch   *ebpf.Map `ebpf:"watch"`
+	Completed *ebpf.Map `ebpf:"completed"`
+	Conns     *ebpf.Map `ebpf:"conns"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Gauges    *ebpf.Map `ebpf:"gauges"`
+	Handoff   *ebpf.Map `ebpf:"handoff"`
+	Ledger    *ebpf.Map `ebpf:"ledger"`
+	Matrix    *ebpf.Map `ebpf:"matrix"`
+	Migrated  *ebpf.Map `ebpf:"migrated"`
+	Minis     *ebpf.Map `ebpf:"minis"`
+	Requests  *ebpf.Map `ebpf:"requests"`
+	Scratch   *ebpf.Map `ebpf:"scratch"`
+	Watch     *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *bpfTestMaps) Close() error {
 	return _BpfTestClose(
-		m.Cancels,
+		m.Completed,
 		m.Conns,
 		m.Events,
+		m.Gauges,
 		m.Handoff,
 		m.Ledger,
 		m.Matrix,
+		m.Migrated,
 		m.Minis,
+		m.Requests,
 		m.Scratch,
 		m.Watch,
 	)
@@ -273,6 +291,9 @@ type bpfTestVariables struct {
 	FilterTransition *ebpf.Variable `ebpf:"filter_transition"`
 	FilterUid        *ebpf.Variable `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.Variable `ebpf:"filter_uid_len"`
+	Migrations       *ebpf.Variable `ebpf:"migrations"`
+	Settled          *ebpf.Variable `ebpf:"settled"`
+	Tier             *ebpf.Variable `ebpf:"tier"`
 	UnusedEmit       *ebpf.Variable `ebpf:"unused_emit"`
 	UnusedFilter     *ebpf.Variable `ebpf:"unused_filter"`
 	Watching         *ebpf.Variable `ebpf:"watching"`

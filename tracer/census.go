@@ -32,9 +32,9 @@ type Census struct {
 	Missed CensusMissed
 }
 
-// StateCounts has a number of sockets for each State, which is its index.
-// Half-open connections are in StateSynRecv and StateNewSynRecv stays 0, as
-// the kernel reports them to ss and netstat.
+// StateCounts has a number of sockets for each State, which is its index. In a
+// census, half-open connections are in StateSynRecv and StateNewSynRecv stays
+// 0, as the kernel reports them to ss and netstat.
 type StateCounts [numStates]uint64
 
 // Total returns the number of sockets in all states.
@@ -44,6 +44,14 @@ func (c *StateCounts) Total() uint64 {
 		sum += n
 	}
 	return sum
+}
+
+// Folded returns the counts with half-open connections in StateSynRecv, as ss
+// and netstat have them.
+func (c StateCounts) Folded() StateCounts {
+	c[StateSynRecv] += c[StateNewSynRecv]
+	c[StateNewSynRecv] = 0
+	return c
 }
 
 func (c *StateCounts) add(other *StateCounts) {

@@ -26,12 +26,7 @@ const listedStates = 1<<StateEstablished | 1<<StateSynSent | 1<<StateSynRecv |
 // of it, one call at a time, in no particular order. It returns an error only
 // if ctx is done or no thread could be prepared.
 func readNetns(ctx context.Context, spaces []netns, by Dimension, done func(*netns, *tally, error)) error {
-	work := make(chan *netns, len(spaces))
-	for i := range spaces {
-		work <- &spaces[i]
-	}
-	close(work)
-
+	work := queue(spaces)
 	var (
 		wg   sync.WaitGroup
 		mu   sync.Mutex
@@ -40,7 +35,8 @@ func readNetns(ctx context.Context, spaces []netns, by Dimension, done func(*net
 	for range min(runtime.GOMAXPROCS(0), len(spaces)) {
 		wg.Go(func() {
 			r := &netnsReader{tally: newTally(by), buf: make([]byte, diagBufSize)}
-			err := r.run(ctx, work, func(n *netns, err error) {
+			visit := func(n *netns) error { return r.visit(ctx, n) }
+			err := enterEach(ctx, work, visit, func(n *netns, err error) {
 				mu.Lock()
 				defer mu.Unlock()
 				done(n, r.tally, err)
@@ -63,43 +59,8 @@ type netnsReader struct {
 	buf   []byte
 }
 
-// run reads the namespaces of work on a thread of its own. It must be the last
-// thing that its goroutine does: where the thread cannot be brought back to its
-// own namespace it stays locked, so that the runtime ends it with the goroutine.
-func (r *netnsReader) run(ctx context.Context, work <-chan *netns, done func(*netns, error)) error {
-	runtime.LockOSThread()
-	home, err := threadNetns()
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	defer home.close()
-
-	at := home.inode
-	for n := range work {
-		if ctx.Err() != nil {
-			break
-		}
-		err := r.visit(ctx, n, &at)
-		if ctx.Err() != nil {
-			break
-		}
-		done(n, err)
-	}
-	if at == home.inode || home.enter() == nil {
-		runtime.UnlockOSThread()
-	}
-	return nil
-}
-
-// visit enters the namespace, unless the thread is in it already, and reads it.
-func (r *netnsReader) visit(ctx context.Context, n *netns, at *uint32) error {
-	if *at != n.inode {
-		if err := n.enter(); err != nil {
-			return err
-		}
-		*at = n.inode
-	}
+// visit counts the sockets of the namespace that the thread is in.
+func (r *netnsReader) visit(ctx context.Context, n *netns) error {
 	conn, err := openDiag(r.buf)
 	if err != nil {
 		return err

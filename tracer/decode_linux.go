@@ -42,6 +42,7 @@ func decodeEvent(e *Event, record []byte, clock *clock) bool {
 		},
 		Role:     Role(raw.Who.Role),
 		Evidence: Evidence(raw.Evidence),
+		Reason:   Reason(raw.Reason),
 	}
 	return true
 }

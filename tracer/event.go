@@ -22,7 +22,10 @@ type Event struct {
 	DwellKnown bool
 
 	// Cookie is the socket cookie that ss -e prints as sk:. It is the same
-	// for a connection's socket and for its TIME_WAIT mini-socket. 0 if unknown.
+	// for a half-open connection, for the socket that comes of it, and for its
+	// TIME_WAIT mini-socket. 0 if unknown, as it is for a half-open connection
+	// that ends within a second of its SYN while nobody has asked for the
+	// cookie, with EvidenceTimer.
 	Cookie uint64
 
 	// Netns is the inode number of the socket's network namespace.
@@ -46,6 +49,11 @@ type Event struct {
 
 	// Evidence says what showed that the transition happened.
 	Evidence Evidence
+
+	// Reason says why the socket is gone, on the transition that ends a
+	// mini-socket or a half-open connection, or that should have begun
+	// TIME_WAIT. ReasonUnknown on all others.
+	Reason Reason
 }
 
 // Family is a socket's address family.
@@ -147,15 +155,66 @@ const (
 	// EvidenceKernel is the kernel's own word: the tracepoint
 	// sock:inet_sock_set_state said exactly this.
 	EvidenceKernel Evidence = iota
-	// EvidenceTimer is a timer tracepoint that saw the mini-socket's timer
-	// armed, cancelled or expired.
+	// EvidenceTimer is a timer tracepoint that saw the timer of a mini-socket
+	// or of a half-open connection armed, cancelled or expired.
 	EvidenceTimer
+	// EvidenceProbe is a program at the kernel function that does it.
+	EvidenceProbe
 )
 
-var evidenceNames = [...]string{"kernel", "timer"}
+var evidenceNames = [...]string{"kernel", "timer", "probe"}
 
 // String returns the evidence as it stands in the JSON record, such as "timer".
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
+
+// Reason says why a mini-socket or a half-open connection is gone.
+type Reason uint8
+
+// The reasons. The numbers are those of enum finwait_reason in bpf/finwait.h.
+const (
+	ReasonUnknown Reason = iota
+	// ReasonExpired is the end of TIME_WAIT after its 60 seconds, or of an
+	// orphan's FIN_WAIT2 after net.ipv4.tcp_fin_timeout or TCP_LINGER2.
+	ReasonExpired
+	// ReasonReused is a new connection that took over: by connect (see
+	// net.ipv4.tcp_tw_reuse), or by a SYN of the peer.
+	ReasonReused
+	// ReasonRSTReceived is a reset from the peer. For a half-open connection
+	// it may also be a segment that the kernel answers with a reset.
+	ReasonRSTReceived
+	// ReasonRSTSent is a segment that the kernel answered with a reset: data
+	// for an orphan in FIN_WAIT2.
+	ReasonRSTSent
+	// ReasonKilled is an operator: ss -K, or a program that calls
+	// bpf_sock_destroy.
+	ReasonKilled
+	// ReasonNetnsGone is the end of the network namespace.
+	ReasonNetnsGone
+	// ReasonTimeWaitRefused is a connection that went to CLOSE where
+	// TIME_WAIT, or an orphan's FIN_WAIT2, should have begun: there are
+	// net.ipv4.tcp_max_tw_buckets already, or there was no memory.
+	ReasonTimeWaitRefused
+	// ReasonTimeout is a half-open connection whose SYN-ACK was repeated as
+	// often as net.ipv4.tcp_synack_retries says, and not acknowledged.
+	ReasonTimeout
+	// ReasonListenerGone is a half-open connection whose listener was closed.
+	ReasonListenerGone
+	// ReasonQueueFull is a half-open connection that was given up early
+	// because the listener's queue was more than half full, or whose listener
+	// had no room for it (with net.ipv4.tcp_abort_on_overflow).
+	ReasonQueueFull
+	// ReasonUnreachable is a half-open connection that ICMP said cannot be
+	// answered.
+	ReasonUnreachable
+)
+
+var reasonNames = [...]string{
+	"unknown", "expired", "reused", "rst_received", "rst_sent", "killed", "netns_gone",
+	"time_wait_refused", "timeout", "listener_gone", "queue_full", "unreachable",
+}
+
+// String returns the reason as it stands in the JSON record, such as "expired".
+func (r Reason) String() string { return nameOf(reasonNames[:], uint8(r)) }
 
 func nameOf(names []string, i uint8) string {
 	if int(i) < len(names) {

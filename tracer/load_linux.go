@@ -3,6 +3,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -10,6 +11,9 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,58 +23,118 @@ const stateTracepoint = "inet_sock_set_state"
 
 var statePrograms = []string{"set_state_softirq", "set_state"}
 
-// sweeps are the programs that go through a map, by the map.
-var sweeps = map[string]string{"watch": "sweep_orphans", "cancels": "sweep_cancelled"}
+// claimProgram goes through the sockets of a network namespace (bpf/claim.h),
+// findProgram through the open files of the host (bpf/namespaces.h).
+const (
+	claimProgram = "claim"
+	findProgram  = "find_netns"
+)
+
+// mapPrograms are the programs that go through a map, by name, each with its map.
+var mapPrograms = map[string]string{
+	"sweep_orphans":  "watch",
+	"audit_minis":    "minis",
+	"audit_requests": "requests",
+}
 
 const (
 	defaultEventBuffer = 16 << 20
 	defaultMiniSockets = 131_072
+	// maxRequests is how many half-open connections are followed at a time.
+	maxRequests = 65_536
+	// maxNetns is how many network namespaces have gauges of their own.
+	maxNetns = 1024
 )
 
-// A tier is a set of programs that see mini-sockets begin, move on and end.
-// Each is one file in bpf/.
+// A tier is a set of programs that see mini-sockets and half-open connections
+// begin, move on and end. Each is one file in bpf/.
 type tier struct {
 	evidence Evidence
-	programs []string
+	programs []string // in the order in which they are attached
+	optional []string // of those, the ones whose kernel function may be missing
+	// try loads the least program that needs what the tier needs.
+	try func() error
+	// symbols are what the tier cannot do without of what kallsyms says.
+	symbols func(*symbols) error
 }
 
-// tiers stand in order of preference. The first that loads is taken. Programs
-// stand in the order in which they are attached: a start that follows a cancel
-// is an arming anew, and looks like a birth to one who has not seen the cancel.
+// tiers stand in order of preference: a probe costs nothing where its function
+// is not called, a timer tracepoint is passed by every timer of the host.
 var tiers = []tier{
-	{EvidenceTimer, []string{"timer_expire_entry", "timer_cancel", "timer_start"}},
+	{
+		evidence: EvidenceProbe,
+		programs: []string{
+			"twsk_destructor", "tw_timer", "twsk_deschedule", "twsk_schedule", "twsk_alloc", "twsk_alloc_again",
+			"reqsk_destructor4", "reqsk_destructor4_again", "reqsk_destructor6", "reqsk_destructor6_again",
+			"complete_hashdance", "migrate_sock", "reqsk_hash_add",
+		},
+		// Missing before 5.14; static, and so may be called otherwise in a
+		// kernel to come; in a module where IPv6 is one.
+		optional: []string{"migrate_sock", "tw_timer", "reqsk_destructor6", "reqsk_destructor6_again"},
+		try:      tryProbe,
+		symbols:  func(*symbols) error { return nil }, // without them, some reasons are unknown
+	},
+	{
+		evidence: EvidenceTimer,
+		programs: []string{"timer_expire_exit", "timer_expire_entry", "timer_cancel", "retransmit_synack", "timer_start"},
+		try:      func() error { return nil },
+		symbols:  (*symbols).complete,
+	},
 }
 
-// load returns the programs and maps, configured and in the kernel, with the
-// best tier that the kernel takes. The error is that of the last tier tried.
-func load(opts *Options) (*ebpf.Collection, tier, error) {
-	var last error
-	for _, tier := range tiers {
-		coll, err := loadTier(opts, tier)
-		if err == nil {
-			return coll, tier, nil
-		}
-		last = err
+// tryProbe tells whether the kernel takes a program at a kernel function.
+func tryProbe() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.Tracing,
+		AttachType:   ebpf.AttachTraceFEntry,
+		AttachTo:     "tcp_twsk_destructor",
+		License:      "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.LoadImm(asm.R0, 0, asm.DWord), asm.Return()},
+	})
+	if err != nil {
+		return fmt.Errorf("load a probe: %w", err)
 	}
-	return nil, tier{}, last
+	defer prog.Close()
+	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		return fmt.Errorf("attach a probe: %w", err)
+	}
+	return l.Close()
 }
 
-func loadTier(opts *Options, with tier) (*ebpf.Collection, error) {
+// usableTiers returns the tiers that this kernel takes, best first, and why it
+// does not take the others. want is the only one that is asked for, or 0.
+func usableTiers(want Evidence, syms *symbols) (usable []tier, refused error) {
+	for _, tier := range tiers {
+		if want != 0 && want != tier.evidence {
+			continue
+		}
+		err := tier.symbols(syms)
+		if err == nil {
+			err = tier.try()
+		}
+		if err == nil {
+			usable = append(usable, tier)
+		} else {
+			refused = errors.Join(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
+		}
+	}
+	return usable, refused
+}
+
+// load returns the programs and maps of a tier, configured and in the kernel.
+func load(opts *Options, with tier, syms *symbols) (*ebpf.Collection, error) {
 	spec, err := loadBpf()
 	if err != nil {
 		return nil, fmt.Errorf("read programs: %w", err)
 	}
-	for _, other := range tiers {
-		if other.evidence != with.evidence {
-			for _, name := range other.programs {
-				delete(spec.Programs, name)
-			}
-		}
+	if err := choose(spec, with); err != nil {
+		return nil, err
 	}
 	if err := size(spec, opts); err != nil {
 		return nil, err
 	}
-	if err := configure(spec, opts); err != nil {
+	if err := configure(spec, opts, with, syms); err != nil {
 		return nil, err
 	}
 	coll, err := ebpf.NewCollection(spec)
@@ -78,6 +142,42 @@ func loadTier(opts *Options, with tier) (*ebpf.Collection, error) {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
 	return coll, nil
+}
+
+// choose removes the programs of other tiers, and those that have nothing to
+// be attached to.
+func choose(spec *ebpf.CollectionSpec, with tier) error {
+	for _, other := range tiers {
+		if other.evidence != with.evidence {
+			for _, name := range other.programs {
+				delete(spec.Programs, name)
+			}
+		}
+	}
+	for _, name := range with.optional {
+		there, err := kernelHas(spec.Programs[name].AttachTo)
+		if err != nil {
+			return err
+		}
+		if !there {
+			delete(spec.Programs, name)
+		}
+	}
+	return nil
+}
+
+// kernelHas tells whether the kernel's BTF has the function.
+func kernelHas(function string) (bool, error) {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's BTF: %w", err)
+	}
+	var found *btf.Func
+	err = kernel.TypeByName(function, &found)
+	if errors.Is(err, btf.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func size(spec *ebpf.CollectionSpec, opts *Options) error {
@@ -93,10 +193,11 @@ func size(spec *ebpf.CollectionSpec, opts *Options) error {
 	if err != nil {
 		return fmt.Errorf("count CPUs: %w", err)
 	}
-	// Each CPU may have one whose end is not settled yet.
+	// A free element may wait on the list of another CPU.
 	spec.Maps["minis"].MaxEntries = uint32(min(max(minis, 1), maxMiniSockets) + cpus)
 	spec.Maps["watch"].MaxEntries = spec.Maps["minis"].MaxEntries
-	spec.Maps["cancels"].MaxEntries = uint32(cpus)
+	spec.Maps["requests"].MaxEntries = uint32(maxRequests + cpus)
+	spec.Maps["gauges"].MaxEntries = maxNetns
 	return nil
 }
 
@@ -114,13 +215,15 @@ func sysctlInt(name string, fallback int) int {
 }
 
 // configure sets the constants that bpf/ declares as const volatile.
-func configure(spec *ebpf.CollectionSpec, opts *Options) error {
+func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbols) error {
 	jiffy, err := jiffyLength()
 	if err != nil {
 		return err
 	}
 	values := opts.Filter.constants()
 	values["jiffy_ns"] = jiffy
+	values["tier"] = uint8(with.evidence)
+	values["symbols"] = *syms
 	for name, value := range values {
 		variable, ok := spec.Variables[name]
 		if !ok {

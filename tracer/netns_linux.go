@@ -2,10 +2,12 @@ package tracer
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -46,6 +48,55 @@ func (n *netns) enter() error {
 		return fmt.Errorf("enter network namespace %d: %w", n.inode, os.NewSyscallError("setns", err))
 	}
 	return nil
+}
+
+// enterEach calls visit in each namespace of work, on a thread of its own, and
+// done with what came of it. It must be the last thing that its goroutine does:
+// where the thread cannot be brought back to its own namespace it stays locked,
+// so that the runtime ends it with the goroutine. It returns an error only if
+// the thread could not be prepared.
+func enterEach(ctx context.Context, work <-chan *netns, visit func(*netns) error, done func(*netns, error)) error {
+	runtime.LockOSThread()
+	home, err := threadNetns()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.close()
+
+	at := home.inode
+	for n := range work {
+		if ctx.Err() != nil {
+			break
+		}
+		var err error
+		if at != n.inode {
+			if err = n.enter(); err == nil {
+				at = n.inode
+			}
+		}
+		if err == nil {
+			err = visit(n)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		done(n, err)
+	}
+	if at == home.inode || home.enter() == nil {
+		runtime.UnlockOSThread()
+	}
+	return nil
+}
+
+// queue returns the namespaces as work for enterEach.
+func queue(spaces []netns) <-chan *netns {
+	work := make(chan *netns, len(spaces))
+	for i := range spaces {
+		work <- &spaces[i]
+	}
+	close(work)
+	return work
 }
 
 // netnsFinder collects the network namespaces of the host, each once.

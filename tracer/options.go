@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 )
 
 // Options configures a [Tracer]. The zero value, like nil, traces every TCP
@@ -26,6 +27,15 @@ type Options struct {
 	// for each. The end of one above that number has no dwell and no owner.
 	// At most 262,144. Default net.ipv4.tcp_max_tw_buckets, up to that.
 	MiniSockets int
+
+	// Evidence is what is to show mini-sockets and half-open connections:
+	// EvidenceProbe or EvidenceTimer. Default the best that the kernel takes.
+	Evidence Evidence
+
+	// AuditInterval is how often the gauges are compared with the kernel's
+	// own totals, and put right where they differ (see [Tracer.Audit]).
+	// Default 30 seconds; a negative value means never.
+	AuditInterval time.Duration
 }
 
 // Filter chooses transitions. Every field that is set must match; a field
@@ -97,6 +107,9 @@ func (o *Options) validate() error {
 	if o.MiniSockets < 0 || o.MiniSockets > maxMiniSockets {
 		return fmt.Errorf("number of mini-sockets %d is not between 0 and %d", o.MiniSockets, maxMiniSockets)
 	}
+	if o.Evidence > EvidenceProbe {
+		return fmt.Errorf("unknown evidence %d", o.Evidence)
+	}
 	return o.Filter.validate()
 }
 
@@ -155,24 +168,17 @@ func (f *Filter) validateTransitions() error {
 		}
 	}
 	for _, t := range LegalTransitions() {
-		if f.passes(t) && !halfOpen(t) {
+		if f.passes(t) {
 			return nil
 		}
-	}
-	if slices.Contains(f.States, StateNewSynRecv) || slices.ContainsFunc(f.Transitions, halfOpen) {
-		return contradiction("half-open connections are counted by the census; tracing begins with CLOSE:SYN_RECV")
 	}
 	return contradiction("no transition in %v is out of or into %v", f.Transitions, f.States)
 }
 
-// halfOpen tells whether a request socket makes the transition, of which a
-// Tracer has no evidence.
-func halfOpen(t Transition) bool { return t.Old == StateNewSynRecv || t.New == StateNewSynRecv }
-
 // hintFor helps those who know the transition by the tracepoint's words.
 func hintFor(t Transition) string {
 	if t.Old == StateListen && t.New == StateSynRecv {
-		return " (an accepted socket is born CLOSE:SYN_RECV; its listener stays in LISTEN)"
+		return " (an accepted socket comes by NEW_SYN_RECV:SYN_RECV, or CLOSE:SYN_RECV; its listener stays in LISTEN)"
 	}
 	return ""
 }

@@ -92,6 +92,28 @@ type Ledger struct {
 	// UnknownState is the number of transitions with a state that this
 	// version does not know. They are neither counted nor emitted.
 	UnknownState uint64
+	// RequestsFull is the number of half-open connections that found no place
+	// among the 65,536 that are followed: their end has no dwell, or is not seen.
+	RequestsFull uint64
+	// CompletedFull is the number of half-open connections that could not be
+	// linked to their socket: NEW_SYN_RECV→SYN_RECV was told as CLOSE→SYN_RECV.
+	CompletedFull uint64
+	// NetnsFull is the number of transitions in network namespaces that found
+	// no place among the 1024 that have gauges of their own.
+	NetnsFull uint64
+	// StackFailed is the number of times that the kernel's stack could not be
+	// read, which says why a socket has ended, and with EvidenceTimer that it has.
+	StackFailed uint64
+	// Stale is the number of mini-sockets and half-open connections whose end
+	// was missed, as an audit found.
+	Stale uint64
+	// Corrected is by how many sockets the gauges were wrong, as audits found;
+	// they have been put right.
+	Corrected uint64
+	// SYNCookies is the number of connections that a SYN cookie opened. They
+	// were never half-open, and come as CLOSE→SYN_RECV. (A Fast Open
+	// connection without data in its SYN is counted here too.)
+	SYNCookies uint64
 	// SweepFailed is the number of times that the mini-sockets that tell
 	// nothing themselves could not be looked at; it is done again soon after.
 	SweepFailed uint64
@@ -106,5 +128,5 @@ func (l *Ledger) Lost() uint64 {
 // Impaired returns the number of transitions that were told with less than
 // what could have been known.
 func (l *Ledger) Impaired() uint64 {
-	return l.StorageFailed + l.Unfollowed + l.HandoffFull + l.WatchFull
+	return l.StorageFailed + l.Unfollowed + l.HandoffFull + l.WatchFull + l.RequestsFull + l.CompletedFull + l.StackFailed
 }

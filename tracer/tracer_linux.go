@@ -10,6 +10,7 @@ import (
 	"iter"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +23,8 @@ import (
 
 // SweepInterval is how often the tracer looks for transitions of mini-sockets
 // that no tracepoint shows, as long as there are mini-sockets of which it must.
-// So much later, at most, their events come, with the time they happened.
+// So much later, at most, their events come, with the time they happened. With
+// EvidenceProbe there are none.
 const SweepInterval = 200 * time.Millisecond
 
 // A Tracer follows the state of every TCP socket of the host, in all network
@@ -40,12 +42,15 @@ type Tracer struct {
 
 	// watching is the kernel's count of mini-sockets that need a sweep.
 	watching *ebpf.Variable
-	sweeps   map[string]*link.Iter // by the map they go through
-	failed   atomic.Uint64         // sweeps
+	iters    map[string]*link.Iter // by program
+	findRun  uint64                // number of the last run of findProgram; guarded by auditor.auditing
+	failed   atomic.Uint64         // runs of those
+	auditor  auditor
 
-	links   []link.Link
-	stopped chan struct{} // closed when the sweeper has ended
-	stop    chan struct{} // closed to end the sweeper
+	links []link.Link
+	ctx   context.Context // done when the goroutines of the tracer are to end
+	stop  context.CancelFunc
+	work  sync.WaitGroup
 
 	detachOnce sync.Once
 	detachErr  error
@@ -68,19 +73,35 @@ func New(opts *Options) (*Tracer, error) {
 	if err := opts.validate(); err != nil {
 		return nil, &OptionsError{err}
 	}
-	coll, tier, err := load(opts)
+	syms, err := readSymbols()
 	if err != nil {
-		return nil, diagnose(err)
+		return nil, diagnose(fmt.Errorf("read symbols: %w", err))
 	}
-	t := &Tracer{
-		coll: coll, tier: tier, watching: coll.Variables["watching"], sweeps: map[string]*link.Iter{},
-		stop: make(chan struct{}), stopped: make(chan struct{}),
+	usable, refused := usableTiers(opts.Evidence, &syms)
+	for _, tier := range usable {
+		t, err := start(opts, tier, &syms)
+		if err == nil {
+			return t, nil
+		}
+		refused = errors.Join(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
 	}
+	return nil, diagnose(refused)
+}
+
+// start makes a tracer of that tier.
+func start(opts *Options, with tier, syms *symbols) (*Tracer, error) {
+	coll, err := load(opts, with, syms)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tracer{coll: coll, tier: with, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
+	t.ctx, t.stop = context.WithCancel(context.Background())
+	t.auditor.init(t)
 	if err := t.attach(); err != nil {
-		close(t.stopped)
-		return nil, errors.Join(diagnose(err), t.Close())
+		return nil, errors.Join(err, t.Close())
 	}
-	go t.sweepRegularly()
+	t.work.Go(t.sweepRegularly)
+	t.work.Go(func() { t.auditor.run(t.ctx, opts.AuditInterval) })
 	return t, nil
 }
 
@@ -89,17 +110,28 @@ func New(opts *Options) (*Tracer, error) {
 // mini-sockets are made.
 func (t *Tracer) attach() error {
 	var err error
+	if err = t.coll.Maps["gauges"].Put(uint64(0), make([]bpfFinwaitGauge, ebpf.MustPossibleCPU())); err != nil {
+		return fmt.Errorf("make the row for namespaces without one: %w", err)
+	}
 	if t.reader, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
 		return fmt.Errorf("open ring buffer: %w", err)
 	}
-	for m, program := range sweeps {
-		t.sweeps[m], err = link.AttachIter(link.IterOptions{Program: t.coll.Programs[program], Map: t.coll.Maps[m]})
-		if err != nil {
-			return fmt.Errorf("attach %s: %w", program, err)
+	for program, m := range mapPrograms {
+		if err := t.attachIter(program, t.coll.Maps[m]); err != nil {
+			return err
+		}
+	}
+	for _, program := range []string{claimProgram, findProgram} {
+		if err := t.attachIter(program, nil); err != nil {
+			return err
 		}
 	}
 	for _, name := range slices.Concat(t.tier.programs, statePrograms) {
-		l, err := link.AttachTracing(link.TracingOptions{Program: t.coll.Programs[name]})
+		program := t.coll.Programs[name]
+		if program == nil {
+			continue // optional, and there is nothing to attach it to
+		}
+		l, err := link.AttachTracing(link.TracingOptions{Program: program})
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", name, err)
 		}
@@ -108,7 +140,16 @@ func (t *Tracer) attach() error {
 	return nil
 }
 
-// Evidence returns what shows mini-sockets to this tracer.
+func (t *Tracer) attachIter(program string, m *ebpf.Map) (err error) {
+	t.iters[program], err = link.AttachIter(link.IterOptions{Program: t.coll.Programs[program], Map: m})
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", program, err)
+	}
+	return nil
+}
+
+// Evidence returns what shows mini-sockets and half-open connections to this
+// tracer.
 func (t *Tracer) Evidence() Evidence { return t.tier.evidence }
 
 // Events yields the transitions that pass the filter, as they happen.
@@ -221,7 +262,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 	if err := t.coll.Maps["ledger"].Lookup(uint32(0), &perCPU); err != nil {
 		return Ledger{}, fmt.Errorf("read ledger: %w", err)
 	}
-	l := Ledger{Seen: counters.Total(), Decode: t.decode.Load(), SweepFailed: t.failed.Load()}
+	l := Ledger{Seen: counters.Total(), Decode: t.decode.Load(), SweepFailed: t.failed.Load(), Corrected: t.auditor.corrected.Load()}
 	for _, cpu := range perCPU {
 		l.Emitted += cpu.Emitted
 		l.RingFull += cpu.RingFull
@@ -232,6 +273,12 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.HandoffFull += cpu.HandoffFull
 		l.WatchFull += cpu.WatchFull
 		l.UnknownState += cpu.UnknownState
+		l.RequestsFull += cpu.RequestsFull
+		l.CompletedFull += cpu.CompletedFull
+		l.NetnsFull += cpu.NetnsFull
+		l.StackFailed += cpu.StackFailed
+		l.Stale += cpu.Stale
+		l.SYNCookies += cpu.SynCookies
 	}
 	l.Recursion, err = t.missed(l.TakenOver)
 	return l, err
@@ -241,11 +288,16 @@ func (t *Tracer) Ledger() (Ledger, error) {
 // kernel skips set_state_softirq when a softirq comes in while it lets a system
 // call's transition pass, and set_state takes over, and counts that. When it
 // skips set_state, the other has run: all that set_state must do alone is done
-// under the socket's lock, where another such cannot come in.
+// under the socket's lock, where another such cannot come in. The same holds of
+// two programs of a tier that stand at the same place.
 func (t *Tracer) missed(takenOver uint64) (uint64, error) {
 	var skipped uint64
 	for _, name := range slices.Concat(t.tier.programs, statePrograms[:1]) {
-		stats, err := t.coll.Programs[name].Stats()
+		program := t.coll.Programs[name]
+		if program == nil || slices.Contains(t.tier.programs, name+"_again") || strings.HasSuffix(name, "_again") {
+			continue
+		}
+		stats, err := program.Stats()
 		if err != nil {
 			return 0, fmt.Errorf("read statistics of %s: %w", name, err)
 		}
@@ -256,36 +308,54 @@ func (t *Tracer) missed(takenOver uint64) (uint64, error) {
 
 // sweepRegularly makes mini-sockets tell what no tracepoint shows.
 func (t *Tracer) sweepRegularly() {
-	defer close(t.stopped)
+	if t.tier.evidence != EvidenceTimer {
+		return
+	}
 	tick := time.NewTicker(SweepInterval)
 	defer tick.Stop()
 	for {
 		select {
-		case <-t.stop:
+		case <-t.ctx.Done():
 			return
 		case <-tick.C:
-			t.sweepOnce()
+			t.sweep()
 		}
 	}
 }
 
-func (t *Tracer) sweepOnce() {
-	t.sweepMap("cancels")
+// sweep has mini-sockets tell what no tracepoint shows.
+func (t *Tracer) sweep() {
+	if t.tier.evidence != EvidenceTimer {
+		return
+	}
 	var watching int64
 	if err := t.watching.Get(&watching); err != nil || watching > 0 {
-		t.sweepMap("watch")
+		if _, err := t.runIter("sweep_orphans"); err != nil {
+			t.failed.Add(1)
+		}
 	}
 }
 
-func (t *Tracer) sweepMap(name string) {
-	run, err := t.sweeps[name].Open()
+// runIter runs an iterator to its end, in the calling thread's namespace, and
+// returns what it has written.
+func (t *Tracer) runIter(program string) ([]byte, error) {
+	run, err := t.iters[program].Open()
 	if err != nil {
-		t.failed.Add(1)
-		return
+		return nil, fmt.Errorf("run %s: %w", program, err)
 	}
 	defer run.Close()
-	if _, err := io.Copy(io.Discard, run); err != nil {
-		t.failed.Add(1)
+	var out []byte
+	buf := make([]byte, 4096)
+	for {
+		n, err := run.Read(buf)
+		out = append(out, buf[:max(n, 0)]...)
+		switch {
+		case err == nil, errors.Is(err, unix.EAGAIN): // a million are done; there are more
+		case errors.Is(err, io.EOF):
+			return out, nil
+		default:
+			return nil, fmt.Errorf("run %s: %w", program, err)
+		}
 	}
 }
 
@@ -298,19 +368,19 @@ func (t *Tracer) Detach() error {
 }
 
 func (t *Tracer) detach() error {
-	close(t.stop)
-	<-t.stopped
+	t.stop()
+	t.work.Wait()
 	if len(t.links) > 0 {
-		t.sweepOnce() // what mini-sockets have not told yet
+		t.sweep() // what mini-sockets have not told yet
 	}
 	var errs []error
 	// In reverse, for the reason that attach gives.
 	for _, l := range slices.Backward(t.links) {
 		errs = append(errs, l.Close())
 	}
-	for _, sweep := range t.sweeps {
-		if sweep != nil {
-			errs = append(errs, sweep.Close())
+	for _, it := range t.iters {
+		if it != nil {
+			errs = append(errs, it.Close())
 		}
 	}
 	awaitPrograms()

@@ -32,6 +32,15 @@ func (*Tracer) Events(context.Context) iter.Seq2[*Event, error] {
 // Pending returns false.
 func (*Tracer) Pending() bool { return false }
 
+// Gauges returns [ErrNotSupported].
+func (*Tracer) Gauges(context.Context) (*Gauges, error) { return nil, ErrNotSupported }
+
+// Audit returns [ErrNotSupported].
+func (*Tracer) Audit(context.Context) (*Audit, error) { return nil, ErrNotSupported }
+
+// LastAudit returns the zero Audit.
+func (*Tracer) LastAudit() Audit { return Audit{} }
+
 // Counters returns [ErrNotSupported].
 func (*Tracer) Counters() (Counters, error) { return Counters{}, ErrNotSupported }
 

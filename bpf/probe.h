@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The probe tier: mini-sockets and request sockets as seen by the kernel
+ * functions that make, move and end them. None of these is inlined: each is
+ * called from another file of the kernel, or through a pointer. It costs
+ * nothing where no such function is called.
+ *
+ * A program that interrupts itself on one CPU is skipped (see finwait.bpf.c).
+ * Where a softirq can come in, two programs stand at the same place and do the
+ * same: when one is skipped the other runs, and what the first has done the
+ * second finds done.
+ */
+#ifndef FINWAIT_PROBE_H
+#define FINWAIT_PROBE_H
+
+static __always_inline bool is_tcp(const struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP;
+}
+
+static __always_inline void mini_made(struct sock *sk, __u64 addr)
+{
+	struct scratch *here = scratch_here();
+	struct mini m = {}, *known;
+
+	if (!is_tcp(sk)) /* DCCP has mini-sockets too, up to 6.14 */
+		return;
+	if (here)
+		here->refused = addr ? 0 : (__u64)sk;
+	if (!addr)
+		return;
+	read_sock(&m.tuple, sk);
+	m.tuple.lport = source_port(sk);
+	m.family = sk->__sk_common.skc_family;
+	m.net = sk->__sk_common.skc_net.net->net_cookie;
+	m.cookie = m.tw_cookie = mini_cookie(addr);
+	known = bpf_map_lookup_elem(&minis, &addr);
+	if (known && known->state == NOT_JOINED && same_tuple(&known->tuple, &m.tuple))
+		return;
+	if (known)
+		mini_end(known, addr, bpf_ktime_get_ns(), REASON_UNKNOWN);
+	mini_begin(addr, &m);
+}
+
+SEC("fexit/inet_twsk_alloc")
+int BPF_PROG(twsk_alloc, struct sock *sk, void *row, int state, struct inet_timewait_sock *tw)
+{
+	mini_made(sk, (__u64)tw);
+	return 0;
+}
+
+SEC("fexit/inet_twsk_alloc")
+int BPF_PROG(twsk_alloc_again, struct sock *sk, void *row, int state, struct inet_timewait_sock *tw)
+{
+	mini_made(sk, (__u64)tw);
+	return 0;
+}
+
+/* tcp_timewait_state_process has stored the new substate just before. */
+SEC("fentry/__inet_twsk_schedule")
+int BPF_PROG(twsk_schedule, struct inet_timewait_sock *tw, int timeo, bool rearm)
+{
+	__u64 addr = (__u64)tw;
+	struct mini *m;
+
+	m = rearm ? bpf_map_lookup_elem(&minis, &addr) : NULL;
+	if (m)
+		mini_rearm(m, addr, bpf_ktime_get_ns());
+	return 0;
+}
+
+SEC("fentry/tw_timer_handler")
+int BPF_PROG(tw_timer, struct timer_list *timer)
+{
+	__u64 addr = (__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer);
+	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+
+	if (m)
+		m->reason = REASON_EXPIRED;
+	return 0;
+}
+
+SEC("fentry/inet_twsk_deschedule_put")
+int BPF_PROG(twsk_deschedule, struct inet_timewait_sock *tw)
+{
+	__u64 addr = (__u64)tw;
+	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+
+	if (m)
+		m->reason = early_reason(addr, callers(ctx));
+	return 0;
+}
+
+/* The last reference to the mini-socket is gone. */
+SEC("fentry/tcp_twsk_destructor")
+int BPF_PROG(twsk_destructor, struct sock *sk)
+{
+	__u64 addr = (__u64)sk;
+	struct mini *m = bpf_map_lookup_elem(&minis, &addr), stray = {};
+
+	if (!m) {
+		m = &stray;
+		mini_stray(m, addr);
+	}
+	mini_end(m, addr, bpf_ktime_get_ns(), m->reason);
+	return 0;
+}
+
+/*
+ * What it returns has changed with 6.10; that there are references says in
+ * every version that the request socket has been queued.
+ */
+SEC("fexit/inet_csk_reqsk_queue_hash_add")
+int BPF_PROG(reqsk_hash_add, struct sock *sk, struct request_sock *req)
+{
+	struct request r = {};
+	struct conn *c;
+
+	if (!is_tcp(sk) || !BPF_CORE_READ(req, __req_common.skc_refcnt.refs.counter))
+		return 0;
+	read_request(&r, (__u64)req);
+	r.cookie = bpf_get_socket_cookie((void *)req);
+	c = bpf_sk_storage_get(&conns, sk, NULL, 0);
+	if (c)
+		r.who = c->who;
+	request_begin((__u64)req, &r, true);
+	return 0;
+}
+
+/* Takes what has come in place of a request socket that was moved. */
+static __always_inline bool request_arrive(__u64 addr, struct request *r)
+{
+	struct request copy = {}, *found;
+
+	if (!migrations)
+		return false;
+	read_request(&copy, addr);
+	found = bpf_map_lookup_elem(&migrated, &copy.tuple);
+	if (!found)
+		return false;
+	*r = *found;
+	if (bpf_map_delete_elem(&migrated, &copy.tuple))
+		return false;
+	__sync_fetch_and_add(&migrations, -1);
+	return true;
+}
+
+SEC("fentry/inet_csk_complete_hashdance")
+int BPF_PROG(complete_hashdance, struct sock *sk, struct sock *child, struct request_sock *req, bool own_req)
+{
+	struct request r = {};
+
+	if (!own_req || !is_tcp(sk))
+		return 0;
+	if (request_arrive((__u64)req, &r) || request_take((__u64)req, &r))
+		request_complete(&r, (__u64)child);
+	return 0;
+}
+
+/* Without a segment it is the timer of a request socket that asks for another listener. */
+SEC("fexit/reuseport_migrate_sock")
+int BPF_PROG(migrate_sock, struct sock *sk, struct sock *migrating, void *skb, struct sock *other)
+{
+	struct scratch *here = scratch_here();
+	__u64 addr = (__u64)migrating;
+	struct request *r;
+
+	r = other && !skb ? bpf_map_lookup_elem(&requests, &addr) : NULL;
+	if (!r || !here)
+		return 0;
+	r->migrating = 1;
+	here->migrating = addr;
+	return 0;
+}
+
+/* A request socket that is in no map: the copy of one that could not be moved? */
+static __always_inline void copy_freed(__u64 addr)
+{
+	struct scratch *here = scratch_here();
+	struct request copy = {}, *r;
+	__u64 original;
+
+	if (!here || !here->migrating)
+		return;
+	original = here->migrating;
+	here->migrating = 0;
+	read_request(&copy, addr);
+	r = bpf_map_lookup_elem(&requests, &original);
+	if (r && same_tuple(&r->tuple, &copy.tuple))
+		r->migrating = 0;
+}
+
+static __always_inline void request_leave(const struct request *r)
+{
+	if (bpf_map_update_elem(&migrated, &r->tuple, r, BPF_ANY))
+		ledger_add(requests_full);
+	else
+		__sync_fetch_and_add(&migrations, 1);
+}
+
+/*
+ * The last reference to a request socket is gone. One whose handshake was
+ * completed has left requests then.
+ */
+static __always_inline void request_freed(void *ctx, __u64 addr)
+{
+	struct request *found = bpf_map_lookup_elem(&requests, &addr), r = {};
+
+	if (found) {
+		r = *found;
+		if (bpf_map_delete_elem(&requests, &addr))
+			return;
+		if (r.migrating) {
+			r.migrating = 0;
+			request_leave(&r);
+			return;
+		}
+	} else if (!request_arrive(addr, &r)) {
+		copy_freed(addr);
+		return;
+	}
+	request_drop(&r, bpf_ktime_get_ns(), request_reason(addr, callers(ctx)));
+}
+
+SEC("fentry/tcp_v4_reqsk_destructor")
+int BPF_PROG(reqsk_destructor4, struct request_sock *req)
+{
+	request_freed(ctx, (__u64)req);
+	return 0;
+}
+
+SEC("fentry/tcp_v4_reqsk_destructor")
+int BPF_PROG(reqsk_destructor4_again, struct request_sock *req)
+{
+	request_freed(ctx, (__u64)req);
+	return 0;
+}
+
+SEC("fentry/tcp_v6_reqsk_destructor")
+int BPF_PROG(reqsk_destructor6, struct request_sock *req)
+{
+	request_freed(ctx, (__u64)req);
+	return 0;
+}
+
+SEC("fentry/tcp_v6_reqsk_destructor")
+int BPF_PROG(reqsk_destructor6_again, struct request_sock *req)
+{
+	request_freed(ctx, (__u64)req);
+	return 0;
+}
+
+#endif

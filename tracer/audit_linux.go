@@ -1,0 +1,376 @@
+//go:build linux && (amd64 || arm64 || loong64 || ppc64le || riscv64)
+
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+const (
+	defaultAuditInterval = 30 * time.Second
+	// thoroughEvery is how often among audits each socket is looked at, and
+	// not only the kernel's totals.
+	thoroughEvery = 10
+	// A difference counts if it is there as often as that, so far apart: what
+	// a socket does takes microseconds, but is in one number before the other.
+	confirmations = 3
+	confirmPause  = 20 * time.Millisecond
+)
+
+// auditor claims the sockets that are older than the tracer, and then holds
+// the gauges to the kernel.
+type auditor struct {
+	t         *Tracer
+	claimed   chan struct{} // closed when what was there has been claimed
+	claimErr  error         // valid when claimed is closed
+	corrected atomic.Uint64
+
+	auditing sync.Mutex // one audit, one walk at a time
+
+	mu          sync.Mutex // guards what follows
+	corrections map[uint32]correction
+	last        Audit
+	idle        map[uint64]bool // rows that were empty, and their namespaces not found, at the last audit
+}
+
+func (a *auditor) init(t *Tracer) {
+	a.t = t
+	a.claimed = make(chan struct{})
+	a.corrections = map[uint32]correction{}
+	a.idle = map[uint64]bool{}
+}
+
+// run claims what is there and then audits at every interval.
+func (a *auditor) run(ctx context.Context, interval time.Duration) {
+	a.claimErr = a.claim(ctx)
+	close(a.claimed)
+	if interval < 0 {
+		return
+	}
+	if interval == 0 {
+		interval = defaultAuditInterval
+	}
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, err := a.audit(ctx, n%thoroughEvery == 0); err != nil && ctx.Err() == nil {
+				a.t.failed.Add(1)
+			}
+		}
+	}
+}
+
+// await waits until what was there has been claimed.
+func (a *auditor) await(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.claimed:
+		return a.claimErr
+	}
+}
+
+func (a *auditor) correction(netns uint32) correction {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.corrections[netns]
+}
+
+// claim puts every socket that is older than the tracer into the gauges.
+func (a *auditor) claim(ctx context.Context) error {
+	a.auditing.Lock()
+	defer a.auditing.Unlock()
+	var missed CensusMissed
+	err := a.eachNetns(ctx, &missed, func(*netns) error {
+		_, err := a.walk()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("count the sockets that are there: %w", err)
+	}
+	return a.t.coll.Variables["settled"].Set(true)
+}
+
+// eachNetns calls visit in every network namespace of the host. What cannot be
+// visited goes into missed.
+func (a *auditor) eachNetns(ctx context.Context, missed *CensusMissed, visit func(*netns) error) error {
+	spaces, err := findNetns(missed)
+	if err != nil {
+		return err
+	}
+	defer func() { closeAllNetns(spaces) }()
+	if spaces, err = a.t.addHiddenNetns(spaces); err != nil {
+		return err
+	}
+	failed := make(chan error, 1)
+	go func() {
+		failed <- enterEach(ctx, queue(spaces), visit, func(n *netns, err error) {
+			if err != nil {
+				missed.Netns = append(missed.Netns, MissedNetns{Netns: n.inode, Name: n.name, Err: err})
+			}
+		})
+	}()
+	return errors.Join(<-failed, ctx.Err())
+}
+
+// walked is what a walk through the sockets of a namespace has found.
+type walked struct {
+	seen    [numStates]uint64
+	claimed uint64
+}
+
+// walk goes through the sockets of the calling thread's namespace.
+func (a *auditor) walk() (w walked, err error) {
+	vars := a.t.coll.Variables
+	err = errors.Join(vars["walk_seen"].Set(&w.seen), vars["walk_claimed"].Set(uint64(0)))
+	if err == nil {
+		_, err = a.t.runIter(claimProgram)
+	}
+	return w, errors.Join(err, vars["walk_seen"].Get(&w.seen), vars["walk_claimed"].Get(&w.claimed))
+}
+
+// Audit compares the gauges with the kernel, socket by socket, and puts them
+// right where they differ, which [Ledger.Corrected] counts. A tracer does the
+// same by itself at Options.AuditInterval, with the kernel's own totals
+// (/proc/net/sockstat, snmp), and looks at each socket where those differ, and
+// at every tenth time.
+//
+// It needs CAP_SYS_ADMIN for network namespaces other than its own. While
+// sockets come and go, a gauge is right if it can have been at any moment of
+// the audit.
+func (t *Tracer) Audit(ctx context.Context) (*Audit, error) {
+	if err := t.auditor.await(ctx); err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	audit, err := t.auditor.audit(ctx, true)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	return audit, nil
+}
+
+// LastAudit returns the result of the last audit, the zero Audit before the
+// first.
+func (t *Tracer) LastAudit() Audit {
+	t.auditor.mu.Lock()
+	defer t.auditor.mu.Unlock()
+	return t.auditor.last
+}
+
+func (a *auditor) audit(ctx context.Context, thorough bool) (*Audit, error) {
+	a.auditing.Lock()
+	defer a.auditing.Unlock()
+	a.t.sweep()
+	result := &Audit{Time: time.Now().UTC()}
+	var err error
+	if thorough {
+		if result.Stale, err = a.removeStale(); err != nil {
+			return nil, err
+		}
+	}
+	rows, err := a.t.gaugeRows()
+	if err != nil {
+		return nil, err
+	}
+	there := map[uint32]bool{}
+	err = a.eachNetns(ctx, &result.Missed, func(n *netns) error {
+		there[n.inode] = true
+		result.Netns++
+		return a.compare(ctx, n.inode, rows[n.inode], thorough, result)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range result.Missed.Netns {
+		there[m.Netns] = true
+	}
+	a.corrected.Add(result.Claimed)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = *result
+	return result, a.forgetGone(rows, there)
+}
+
+// removeStale takes out of the maps what the kernel no longer has.
+func (a *auditor) removeStale() (uint64, error) {
+	before, err := a.t.Ledger()
+	if err != nil {
+		return 0, err
+	}
+	for program, m := range mapPrograms {
+		if m == "watch" {
+			continue
+		}
+		if _, err := a.t.runIter(program); err != nil {
+			return 0, err
+		}
+	}
+	after, err := a.t.Ledger()
+	return after.Stale - before.Stale, err
+}
+
+// compare holds the gauges of the calling thread's namespace to the kernel.
+func (a *auditor) compare(ctx context.Context, netns uint32, row *gaugeRow, thorough bool, result *Audit) error {
+	if row == nil {
+		row = &gaugeRow{}
+	}
+	if !thorough {
+		ok, err := a.compareTotals(netns, row)
+		if ok || err != nil {
+			return err
+		}
+	}
+	result.Walked++
+	var wrong correction
+	for i := range confirmations {
+		off, claimed, err := a.compareSockets(netns, row.keys)
+		if err != nil {
+			return err
+		}
+		result.Claimed += claimed
+		if i == 0 {
+			wrong = off
+		}
+		if wrong = wrong.both(off); wrong == (correction{}) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(confirmPause):
+		}
+	}
+	a.correct(netns, row, wrong, result)
+	return nil
+}
+
+// both returns what two comparisons agree on.
+func (c correction) both(other correction) correction {
+	for s := range c {
+		switch {
+		case c[s] > 0 && other[s] > 0:
+			c[s] = min(c[s], other[s])
+		case c[s] < 0 && other[s] < 0:
+			c[s] = max(c[s], other[s])
+		default:
+			c[s] = 0
+		}
+	}
+	return c
+}
+
+func (a *auditor) correct(netns uint32, row *gaugeRow, by correction, result *Audit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	sum := a.corrections[netns]
+	for s, n := range by {
+		if n == 0 {
+			continue
+		}
+		gauge := row.of(State(s), sum)
+		result.Differences = append(result.Differences, Difference{
+			Netns: netns, State: State(s), Gauge: uint64(max(gauge, 0)), Kernel: uint64(max(gauge+n, 0)),
+		})
+		sum[s] += n
+		a.corrected.Add(uint64(max(n, -n)))
+	}
+	a.corrections[netns] = sum
+}
+
+// distance returns by how much the kernel's number is off what the gauges of
+// the states can have been at any moment between the two readings: 0 if it can.
+func distance(kernel int64, before, after *gaugeRow, by correction, states ...State) int64 {
+	var low, high int64
+	for _, s := range states {
+		low += before.of(s, by) - int64(after.left[s]-before.left[s])
+		high += before.of(s, by) + int64(after.entered[s]-before.entered[s])
+	}
+	return kernel - min(max(kernel, low), high)
+}
+
+func (a *auditor) compareTotals(netns uint32, row *gaugeRow) (equal bool, err error) {
+	before, err := a.t.gaugeRow(row.keys)
+	if err != nil {
+		return false, err
+	}
+	totals, err := readTotals()
+	if err != nil {
+		return false, err
+	}
+	after, err := a.t.gaugeRow(row.keys)
+	if err != nil {
+		return false, err
+	}
+	by := a.correction(netns)
+	sockets := slices.DeleteFunc(States(), func(s State) bool { return s == StateNewSynRecv })
+	return distance(totals.sockets, before, after, by, sockets...) == 0 &&
+		distance(totals.established, before, after, by, StateEstablished, StateCloseWait) == 0, nil
+}
+
+// compareSockets returns by how much each gauge is off, and how many sockets
+// were not in the gauges.
+func (a *auditor) compareSockets(netns uint32, keys []uint64) (off correction, claimed uint64, err error) {
+	before, err := a.t.gaugeRow(keys)
+	if err != nil {
+		return off, 0, err
+	}
+	w, err := a.walk()
+	if err != nil {
+		return off, 0, err
+	}
+	if len(keys) == 0 { // the first socket of this namespace may have come meanwhile
+		return off, w.claimed, nil
+	}
+	after, err := a.t.gaugeRow(keys)
+	if err != nil {
+		return off, 0, err
+	}
+	by := a.correction(netns)
+	for _, s := range States() {
+		off[s] = distance(int64(w.seen[s]), before, after, by, s)
+	}
+	return off, w.claimed, nil
+}
+
+// forgetGone deletes the rows of namespaces that are gone: those that have been
+// empty, and not found, twice. The caller holds mu.
+func (a *auditor) forgetGone(rows map[uint32]*gaugeRow, there map[uint32]bool) error {
+	idle := map[uint64]bool{}
+	var errs []error
+	for netns, row := range rows {
+		if netns == 0 || there[netns] || row.states(a.corrections[netns]) != (StateCounts{}) {
+			continue
+		}
+		for _, key := range row.keys {
+			if a.idle[key] {
+				errs = append(errs, a.t.forget(key))
+				delete(a.corrections, netns)
+			} else {
+				idle[key] = true
+			}
+		}
+	}
+	a.idle = idle
+	return errors.Join(errs...)
+}
+
+// forget deletes a row.
+func (t *Tracer) forget(key uint64) error {
+	err := t.coll.Maps["gauges"].Delete(key)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete gauges: %w", err)
+	}
+	return nil
+}
