@@ -34,7 +34,14 @@ func writeLedger(w io.Writer, t *tracer.Tracer, p *printer) error {
 		{l.Unfollowed, "times that a mini-socket could not be followed: more of them than there is room for"},
 		{l.HandoffFull, "told as FIN_WAIT2→CLOSE though TIME_WAIT began: no room, or no time, to link socket and mini-socket"},
 		{l.WatchFull, "told late: no room, or no time, to watch the mini-socket"},
-		{l.SweepFailed, "times that orphans in FIN_WAIT2 could not be looked at when due"},
+		{l.RequestsFull, "half-open connections that could not be followed: more of them than there is room for"},
+		{l.CompletedFull, "told as CLOSE→SYN_RECV though they had been half-open: no room to link the two"},
+		{l.NetnsFull, "transitions in network namespaces that could not be counted apart: more of them than there is room for"},
+		{l.StackFailed, "times that the kernel's stack could not be read, which says why a socket ended"},
+		{l.Stale, "mini-sockets or half-open connections whose end was missed"},
+		{l.Corrected, "sockets by which the gauges differed from the kernel's; they were put right"},
+		{l.SweepFailed, "times that the kernel's sockets could not be looked at when due"},
+		{l.SYNCookies, "connections were opened by a SYN cookie, without a half-open state"},
 	}
 	for _, note := range notes {
 		if note.n > 0 {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/demo"
@@ -18,6 +19,7 @@ import (
 
 type traceFlags struct {
 	filter   filterFlags
+	evidence string
 	format   string
 	noHeader bool
 	duration time.Duration
@@ -48,6 +50,7 @@ were seen, printed and lost.`,
 	}
 	flags.filter.add(cmd)
 	f := cmd.Flags()
+	f.StringVar(&flags.evidence, "evidence", "", "what is to show TIME_WAIT and half-open connections: probe or timer (default the best that the kernel takes)")
 	f.StringVar(&flags.format, "format", "table", "output `format`: table, json, csv or logfmt")
 	f.BoolVar(&flags.noHeader, "no-header", false, "print no header line")
 	f.DurationVar(&flags.duration, "duration", 0, "stop after this `time`")
@@ -55,6 +58,7 @@ were seen, printed and lost.`,
 	f.IntVar(&flags.buffer, "buffer", 16, "`MiB` of kernel buffer, a power of two; more of it loses less in a burst")
 	f.BoolVar(&flags.demo, "demo", false, "also make connections to look at, in a network namespace of their own")
 	completeWords(cmd, "format", output.Formats)
+	completeWords(cmd, "evidence", []string{"probe", "timer"})
 	return cmd
 }
 
@@ -70,7 +74,21 @@ func (f *traceFlags) options(cmd *cobra.Command) (*tracer.Options, error) {
 	case f.buffer < 1 || f.buffer > 1024 || f.buffer&(f.buffer-1) != 0:
 		return nil, usagef("--buffer %d is not a power of two from 1 to 1024", f.buffer)
 	}
-	return &tracer.Options{Filter: filter, EventBuffer: f.buffer << 20}, nil
+	evidence, err := parseEvidence(cmd.Flags(), f.evidence)
+	return &tracer.Options{Filter: filter, EventBuffer: f.buffer << 20, Evidence: evidence}, err
+}
+
+// parseEvidence returns what --evidence asks for, 0 if it is not given.
+func parseEvidence(flags *pflag.FlagSet, word string) (tracer.Evidence, error) {
+	for _, e := range []tracer.Evidence{tracer.EvidenceProbe, tracer.EvidenceTimer} {
+		if word == e.String() {
+			return e, nil
+		}
+	}
+	if flags.Changed("evidence") {
+		return 0, usagef("unknown --evidence %q (want probe or timer)", word)
+	}
+	return 0, nil
 }
 
 func runTrace(cmd *cobra.Command, flags *traceFlags) error {
@@ -107,8 +125,11 @@ func runTrace(cmd *cobra.Command, flags *traceFlags) error {
 
 // announce says how the states are known, and what that costs.
 func announce(w io.Writer, t *tracer.Tracer) {
-	if t.Evidence() == tracer.EvidenceTimer {
-		fmt.Fprintf(w, "finwait: tracing; TIME_WAIT by the timer tracepoints (when nobody owns the socket, FIN_WAIT2→TIME_WAIT may come up to %v late, with its true time)\n", tracer.SweepInterval)
+	switch t.Evidence() {
+	case tracer.EvidenceProbe:
+		fmt.Fprintln(w, "finwait: tracing; TIME_WAIT and half-open connections by probes at kernel functions")
+	case tracer.EvidenceTimer:
+		fmt.Fprintf(w, "finwait: tracing; TIME_WAIT and half-open connections by the timer tracepoints (when nobody owns the socket, FIN_WAIT2→TIME_WAIT may come up to %v late, and CLOSE→NEW_SYN_RECV up to a second, with their true times)\n", tracer.SweepInterval)
 	}
 }
 

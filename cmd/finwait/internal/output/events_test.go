@@ -74,13 +74,15 @@ func mappedEvent() tracer.Event {
 
 // sampleEvents are the events of the golden files.
 func sampleEvents() []tracer.Event {
+	expired := newEvent(tracer.StateTimeWait, tracer.StateClose, "[2001:db8:1:2:3:4:5:6]:48132", "[2001:db8::7]:443")
+	expired.Reason = tracer.ReasonExpired
 	return []tracer.Event{
 		listenerEvent(),
 		connectingEvent(),
 		bareEvent(),
 		newEvent(tracer.StateFinWait2, tracer.StateTimeWait, "127.0.0.1:48132", "127.0.0.1:8080"),
 		newEvent(tracer.StateEstablished, tracer.StateCloseWait, "192.168.100.200:48132", "192.168.100.201:65535"),
-		newEvent(tracer.StateTimeWait, tracer.StateClose, "[2001:db8:1:2:3:4:5:6]:48132", "[2001:db8::7]:443"),
+		expired,
 		newEvent(tracer.StateSynSent, tracer.StateEstablished, "[::1]:48132", "[::1]:443"),
 		hostileEvent(),
 		mappedEvent(),

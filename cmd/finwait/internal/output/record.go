@@ -28,6 +28,7 @@ const (
 	fieldCgroupID
 	fieldOwner
 	fieldRole
+	fieldReason
 	fieldEvidence
 
 	numFields
@@ -51,6 +52,7 @@ var fieldNames = [numFields]string{
 	fieldCgroupID:   "cgroup_id",
 	fieldOwner:      "owner",
 	fieldRole:       "role",
+	fieldReason:     "reason",
 	fieldEvidence:   "evidence",
 }
 
@@ -86,6 +88,8 @@ func (f field) known(ev *tracer.Event) bool {
 		return hasOwner(ev) && ev.Owner.CgroupID != 0
 	case fieldRole:
 		return ev.Role != tracer.RoleUnknown
+	case fieldReason:
+		return ev.Reason != tracer.ReasonUnknown
 	}
 	return true
 }
@@ -146,6 +150,8 @@ func (f field) word(ev *tracer.Event) string {
 		return ev.Owner.Origin.String()
 	case fieldRole:
 		return ev.Role.String()
+	case fieldReason:
+		return ev.Reason.String()
 	case fieldEvidence:
 		return ev.Evidence.String()
 	}
