@@ -26,7 +26,7 @@ const (
 
 // filterTraffic is how many transitions makeFilterTraffic makes: a listener's
 // two each, and five of each end of a connection.
-const filterTraffic = 5*2 + (4*connections+1)*10
+const filterTraffic = 5*2 + (4*connections+1)*11
 
 type filterTest struct {
 	args []string
@@ -158,7 +158,7 @@ func TestCommandCgroup(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	qt.Assert(t, qt.Equals(runCommand(t, cmd), result{}))
 
-	const each = 2 + 10 // of a listener and of a connection
+	const each = 2 + 11 // of a listener and of a connection
 	all.awaitLines(2 * each)
 	isActor := func(r *jsonRecord) bool { return r.Comm == actorName }
 	want := keys(parseJSON(t, all.stop().stdout), isActor)

@@ -109,6 +109,9 @@ func spawn(t testing.TB, cmd *exec.Cmd) *process {
 func trace(t testing.TB, args ...string) *process {
 	t.Helper()
 	guards := watchGuards(t)
+	if word := os.Getenv(evidenceVar); word != "" {
+		args = append([]string{"--evidence", word}, args...)
+	}
 	p := spawn(t, exec.Command(binary(t), append([]string{"trace"}, args...)...))
 	p.guards = guards
 	p.awaitTracing()

@@ -150,7 +150,7 @@ func TestCommandHostileName(t *testing.T) {
 				formats[format] = traceIn(t, ns, "--format", format)
 			}
 			runActor(t, ns, tt.name, "")
-			const lines = 2 + 10 // of the listener and of a connection
+			const lines = 2 + 11 // of the listener and of a connection
 			for format, p := range formats {
 				p.awaitLines(lines + len(header(format)))
 				out := p.stop().stdout

@@ -23,8 +23,8 @@ import (
 // The walks of sockets that connectTo makes, as a listener's port shows them.
 var (
 	walkListener    = states("CLOSE", "LISTEN", "CLOSE")
-	walkServerFirst = states("CLOSE", "SYN_RECV", "ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT")
-	walkClientFirst = states("CLOSE", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "CLOSE")
+	walkServerFirst = states("CLOSE", "NEW_SYN_RECV", "SYN_RECV", "ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT")
+	walkClientFirst = states("CLOSE", "NEW_SYN_RECV", "SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "CLOSE")
 )
 
 func states(names ...string) (walk []string) {
@@ -249,7 +249,8 @@ func checkTable(t testing.TB, rows string, made *traffic.Result) {
 func fromShortNames(t testing.TB, s string) tracer.Transition {
 	t.Helper()
 	s = strings.NewReplacer("FIN_W1", "FIN_WAIT1", "FIN_W2", "FIN_WAIT2", "TIME_WAIT", "TIME_WAIT", "TIME_W", "TIME_WAIT",
-		"CLOSE_WAIT", "CLOSE_WAIT", "CLOSE_W", "CLOSE_WAIT").Replace(s)
+		"CLOSE_WAIT", "CLOSE_WAIT", "CLOSE_W", "CLOSE_WAIT",
+		"NEW_SYN_RECV", "NEW_SYN_RECV", "NEW_SYN", "NEW_SYN_RECV").Replace(s)
 	tr, err := tracer.ParseTransition(s)
 	qt.Assert(t, qt.IsNil(err))
 	return tr

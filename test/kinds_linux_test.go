@@ -198,15 +198,17 @@ func byTuple(walk []tracer.Event) map[oracle.Tuple][]tracer.Event {
 	return parts
 }
 
-func inTracepointWords(walk []tracer.Event) []tracer.Transition {
-	ts := transitions(walk)
-	for i, ev := range walk {
-		if ev.Evidence == tracer.EvidenceTimer {
-			ts[i].New = tracer.StateClose
+func inTracepointWords(walk []tracer.Event) (ts []tracer.Transition) {
+	for _, t := range transitions(walk) {
+		switch {
+		case t.New == tracer.StateNewSynRecv:
+			continue // a request socket is not its business
+		case t.New == tracer.StateTimeWait:
+			t.New = tracer.StateClose
+		case t.New == tracer.StateSynRecv && t.Old != tracer.StateSynSent:
+			t.Old = tracer.StateListen
 		}
-		if ev.Transition == (tracer.Transition{Old: tracer.StateClose, New: tracer.StateSynRecv}) {
-			ts[i].Old = tracer.StateListen
-		}
+		ts = append(ts, t)
 	}
 	return ts
 }

@@ -65,7 +65,7 @@ func testEnding(t *testing.T, e ending, family tracer.Family) {
 	events := awaitWalks(rec, l.ns, want)
 	rec.stop()
 	checkOwners(t, events)
-	checkEvidence(t, events)
+	checkEvidence(t, rec.tracer.Evidence(), events)
 	for _, walk := range walksOf(events) {
 		checkDwell(t, walk)
 	}
@@ -101,13 +101,16 @@ func checkUnknown(t *testing.T, ev *tracer.Event, e end) {
 	qt.Check(t, qt.Equals(ev.Remote, e.remote))
 }
 
+// told tells whether the tracepoint has a word for the state.
+func told(s tracer.State) bool { return s != tracer.StateTimeWait && s != tracer.StateNewSynRecv }
+
 // checkEvidence expects the kernel's word for all but what it does not say.
-func checkEvidence(t *testing.T, events []tracer.Event) {
+func checkEvidence(t *testing.T, tier tracer.Evidence, events []tracer.Event) {
 	t.Helper()
 	for _, ev := range events {
 		want := tracer.EvidenceKernel
-		if ev.Old == tracer.StateTimeWait || ev.New == tracer.StateTimeWait {
-			want = tracer.EvidenceTimer
+		if !told(ev.Old) || !told(ev.New) {
+			want = tier
 		}
 		qt.Check(t, qt.Equals(ev.Evidence, want), qt.Commentf("%v", ev.Transition))
 	}
@@ -221,7 +224,7 @@ func TestTimeWaitExpires(t *testing.T) {
 		rec.await(wants[i].len(), 65*time.Second, inNetns(l.ns.Inode()))
 		events := awaitWalks(rec, l.ns, wants[i])
 		checkOwners(t, events)
-		checkEvidence(t, events)
+		checkEvidence(t, rec.tracer.Evidence(), events)
 		for _, ev := range only(events, isEnd) {
 			// The kernel's timer wheel is coarse; it is never early.
 			ok := ev.DwellKnown && ev.Dwell > 60*time.Second-10*time.Millisecond && ev.Dwell < 63*time.Second
@@ -283,7 +286,7 @@ func TestNetnsRemoved(t *testing.T) {
 			ours := func(ev *tracer.Event) bool { return ev.Netns == ns.Inode() && want[ev.Cookie] != nil }
 			events := awaitWalksAmong(rec, ours, want)
 			checkOwners(t, events)
-			checkEvidence(t, events)
+			checkEvidence(t, rec.tracer.Evidence(), events)
 		})
 	}
 }

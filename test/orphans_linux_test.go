@@ -14,7 +14,7 @@ import (
 var (
 	clientToFinWait2 = path(tracer.StateClose, tracer.StateSynSent, tracer.StateEstablished,
 		tracer.StateFinWait1, tracer.StateFinWait2)
-	serverToCloseWait = path(tracer.StateClose, tracer.StateSynRecv, tracer.StateEstablished, tracer.StateCloseWait)
+	serverToCloseWait = path(tracer.StateClose, tracer.StateNewSynRecv, tracer.StateSynRecv, tracer.StateEstablished, tracer.StateCloseWait)
 )
 
 // makeOrphans makes connections whose client has closed and whose server has
@@ -109,7 +109,7 @@ func TestOrphanMovesAndEnds(t *testing.T) {
 			events := awaitWalks(rec, l.ns, want)
 			rec.stop()
 			checkOwners(t, events)
-			checkEvidence(t, events)
+			checkEvidence(t, rec.tracer.Evidence(), events)
 			for _, walk := range walksOf(events) {
 				checkDwell(t, walk)
 			}

@@ -156,7 +156,7 @@ func TestOwnerUnknown(t *testing.T) {
 			for _, p := range old {
 				l.closeInTurn(p.client, p.server)
 				want.add(p.client, clientThatClosesFirst[2:])
-				want.add(p.server, serverThatClosesLast[2:])
+				want.add(p.server, serverThatClosesLast[3:])
 			}
 			checkNobody(t, awaitWalks(rec, l.ns, want), tracer.RoleUnknown)
 
@@ -168,7 +168,7 @@ func TestOwnerUnknown(t *testing.T) {
 			sockets := walksOf(rec.stop())
 			checkOwners(t, sockets[anew[0].client.cookie])
 			checkNobody(t, sockets[anew[0].server.cookie], tracer.RoleServer)
-			checkNobody(t, sockets[l.listener.cookie], tracer.RoleUnknown)
+			checkNobody(t, sockets[l.listener.cookie], tracer.RoleServer)
 		})
 	}
 }

@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -27,6 +28,12 @@ type recorder struct {
 func record(t testing.TB, opts *tracer.Options) *recorder {
 	t.Helper()
 	guards := watchGuards(t)
+	if opts == nil {
+		opts = &tracer.Options{}
+	}
+	if opts.Evidence == 0 {
+		opts.Evidence = wantedEvidence(t)
+	}
 	tr, err := tracer.New(opts)
 	qt.Assert(t, qt.IsNil(err))
 	r := &recorder{t: t, tracer: tr, guards: guards, ended: make(chan struct{})}
@@ -43,7 +50,27 @@ func record(t testing.TB, opts *tracer.Options) *recorder {
 		}
 	}()
 	t.Cleanup(func() { qt.Check(t, qt.IsNil(tr.Close())) })
+	_, err = tr.Gauges(t.Context()) // returns when what was there is claimed
+	qt.Assert(t, qt.IsNil(err))
 	return r
+}
+
+// evidenceVar chooses the tier that all tests use, probe or timer; without it
+// they use the best that the kernel takes.
+const evidenceVar = "FINWAIT_TEST_EVIDENCE"
+
+func wantedEvidence(t testing.TB) tracer.Evidence {
+	t.Helper()
+	word := os.Getenv(evidenceVar)
+	for _, e := range []tracer.Evidence{tracer.EvidenceProbe, tracer.EvidenceTimer} {
+		if word == e.String() {
+			return e
+		}
+	}
+	if word != "" {
+		t.Fatalf("%s=%q is neither probe nor timer", evidenceVar, word)
+	}
+	return 0
 }
 
 func (r *recorder) seen() []tracer.Event {

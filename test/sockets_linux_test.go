@@ -279,9 +279,9 @@ var (
 		tracer.StateFinWait1, tracer.StateFinWait2, tracer.StateTimeWait)
 	clientThatClosesLast = path(tracer.StateClose, tracer.StateSynSent, tracer.StateEstablished,
 		tracer.StateCloseWait, tracer.StateLastAck, tracer.StateClose)
-	serverThatClosesFirst = path(tracer.StateClose, tracer.StateSynRecv, tracer.StateEstablished,
+	serverThatClosesFirst = path(tracer.StateClose, tracer.StateNewSynRecv, tracer.StateSynRecv, tracer.StateEstablished,
 		tracer.StateFinWait1, tracer.StateFinWait2, tracer.StateTimeWait)
-	serverThatClosesLast = path(tracer.StateClose, tracer.StateSynRecv, tracer.StateEstablished,
+	serverThatClosesLast = path(tracer.StateClose, tracer.StateNewSynRecv, tracer.StateSynRecv, tracer.StateEstablished,
 		tracer.StateCloseWait, tracer.StateLastAck, tracer.StateClose)
 	timeWaitEnds = path(tracer.StateTimeWait, tracer.StateClose)
 )

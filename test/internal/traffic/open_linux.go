@@ -65,7 +65,7 @@ var FastOpen = Kind{"fast open", func(r *rig, n int) {
 			must("send fast open", err)
 		}
 		c := r.addClient(fd, l.Local, client(fin1, fin2, closed).timeWait())
-		s := r.accept(l, c, server(cw, lastAck, closed))
+		s := r.accept(l, c, server(cw, lastAck, closed).direct())
 		r.awaitState(c, estab)
 		r.awaitState(s, estab)
 		checkSynData(c.fd)

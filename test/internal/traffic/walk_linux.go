@@ -14,6 +14,7 @@ const (
 	cw      = tracer.StateCloseWait
 	lastAck = tracer.StateLastAck
 	listen  = tracer.StateListen
+	newSyn  = tracer.StateNewSynRecv
 	closing = tracer.StateClosing
 )
 
@@ -33,19 +34,25 @@ type Walk struct {
 	// once Orphan is false, and whether there was an orphan for some
 	// microseconds is left to how the kernel delays its acknowledgements.
 	Orphan bool
+	// Direct says that an accepted socket was never half-open: its SYN carried
+	// data, or was answered with a cookie.
+	Direct bool
 }
 
 // Want is the way in finwait's words: TIME_WAIT is called so, an accepted
-// socket is born in CLOSE and not in LISTEN, and to stay in a state is no
-// transition.
+// socket was half-open before and did not leave LISTEN, and to stay in a state
+// is no transition.
 func (w Walk) Want() []tracer.Transition {
 	var want []tracer.Transition
 	for _, t := range w.Raw {
 		switch {
 		case t.Old == t.New:
 			continue
-		case t.Old == listen && t.New == synRecv:
+		case t.Old == listen && t.New == synRecv && w.Direct:
 			t.Old = closed
+		case t.Old == listen && t.New == synRecv:
+			want = append(want, tracer.Transition{Old: closed, New: newSyn})
+			t.Old = newSyn
 		}
 		want = append(want, t)
 	}
@@ -81,6 +88,11 @@ func listener() Walk { return raw(closed, listen, closed) }
 
 func (w Walk) timeWait() Walk {
 	w.EndsInTimeWait = true
+	return w
+}
+
+func (w Walk) direct() Walk {
+	w.Direct = true
 	return w
 }
 

@@ -26,6 +26,9 @@ func TestWant(t *testing.T) {
 			{Old: fin1, New: fin2}, {Old: fin2, New: tw},
 		}},
 		{"accepted socket does not leave LISTEN", server(closed), []tracer.Transition{
+			{Old: closed, New: newSyn}, {Old: newSyn, New: synRecv}, {Old: synRecv, New: estab}, {Old: estab, New: closed},
+		}},
+		{"accepted socket that was not half-open", server(closed).direct(), []tracer.Transition{
 			{Old: closed, New: synRecv}, {Old: synRecv, New: estab}, {Old: estab, New: closed},
 		}},
 		{"listener does", listener(), []tracer.Transition{

@@ -1,0 +1,230 @@
+package test
+
+import (
+	endian "encoding/binary"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/finwait/finwait/test/internal/oracle"
+	"github.com/finwait/finwait/tracer"
+)
+
+// remote is a host beyond the loop's namespace that does what it is told and
+// nothing by itself: it answers no segment. A TUN device is the wire to it.
+type remote struct {
+	l    *loop
+	addr netip.Addr
+	tun  int
+
+	mu   sync.Mutex        // guards isns
+	isns map[uint16]uint32 // of the SYN-ACKs that have come, by the remote port
+}
+
+const (
+	remotePort = 40001 // of the remote's first connection
+	remoteISN  = 1000
+
+	flagFIN = 1 << 0
+	flagSYN = 1 << 1
+	flagRST = 1 << 2
+	flagACK = 1 << 4
+)
+
+// newRemoteLoop is a loop whose listener a remote can reach too.
+func newRemoteLoop(t testing.TB, family tracer.Family) (*loop, *remote) {
+	t.Helper()
+	l := newLoop(t, family)
+	r := &remote{l: l, addr: netip.MustParseAddr("198.51.100.1"), isns: map[uint16]uint32{}}
+	l.addr = netip.MustParseAddr("198.51.100.254")
+	bits, nodad := "/24", []string(nil)
+	if family == tracer.FamilyIPv6 {
+		r.addr, l.addr, bits = netip.MustParseAddr("2001:db8:51::1"), netip.MustParseAddr("2001:db8:51::fe"), "/64"
+		nodad = []string{"nodad"}
+	}
+	const name = "tun-remote"
+	l.ns.Do(func() {
+		var err error
+		r.tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		l.must("open TUN", err)
+		req, err := unix.NewIfreq(name)
+		l.must("name TUN", err)
+		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		l.must("TUNSETIFF", unix.IoctlIfreq(r.tun, unix.TUNSETIFF, req))
+	})
+	for _, args := range [][]string{
+		{"link", "set", name, "up"},
+		append([]string{"addr", "add", l.addr.String() + bits, "dev", name}, nodad...),
+	} {
+		out, err := l.ns.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	done := make(chan bool)
+	go func() { defer close(done); r.listen() }()
+	t.Cleanup(func() {
+		l.ns.Command("ip", "link", "del", name).Run() // the reader gets an error
+		<-done
+		unix.Close(r.tun)
+	})
+	return l, r
+}
+
+// listen notes the sequence numbers of the SYN-ACKs until the device is gone.
+func (r *remote) listen() {
+	packet := make([]byte, 2048)
+	for {
+		n, err := unix.Read(r.tun, packet)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		s := packet[:n]
+		header := 40
+		if s[0]>>4 == 4 {
+			header = int(s[0]&0xf) * 4
+		}
+		if n < header+20 || s[header+13]&(flagSYN|flagACK) != flagSYN|flagACK {
+			continue
+		}
+		s = s[header:]
+		r.mu.Lock()
+		r.isns[endian.BigEndian.Uint16(s[2:])] = endian.BigEndian.Uint32(s[4:])
+		r.mu.Unlock()
+	}
+}
+
+func (r *remote) isn(port uint16) (isn uint32, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	isn, ok = r.isns[port]
+	return isn, ok
+}
+
+// syn sends a SYN from the port. Nobody waits for the answer.
+func (r *remote) syn(port uint16) { r.segment(port, flagSYN, remoteISN, 0) }
+
+// rst gives a half-open connection up.
+func (r *remote) rst(port uint16) { r.segment(port, flagRST, remoteISN+1, 0) }
+
+// ack completes the handshake.
+func (r *remote) ack(port uint16) {
+	r.l.t.Helper()
+	r.segment(port, flagACK, remoteISN+1, r.awaitSynAck(port)+1)
+}
+
+// fin closes the remote's side of a connection in which it has sent nothing.
+func (r *remote) fin(port uint16) {
+	r.segment(port, flagFIN|flagACK, remoteISN+1, r.awaitSynAck(port)+1)
+}
+
+func (r *remote) awaitSynAck(port uint16) uint32 {
+	r.l.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if isn, ok := r.isn(port); ok {
+			return isn
+		}
+		if time.Now().After(deadline) {
+			r.l.t.Fatalf("no SYN-ACK for port %d", port)
+		}
+	}
+}
+
+func (r *remote) segment(port uint16, flags byte, seq, ack uint32) {
+	r.l.t.Helper()
+	const headerWords = 5
+	from, to := netip.AddrPortFrom(r.addr, port), r.l.listener.local
+	s := make([]byte, headerWords*4)
+	endian.BigEndian.PutUint16(s[0:], from.Port())
+	endian.BigEndian.PutUint16(s[2:], to.Port())
+	endian.BigEndian.PutUint32(s[4:], seq)
+	endian.BigEndian.PutUint32(s[8:], ack)
+	s[12], s[13] = headerWords<<4, flags
+	endian.BigEndian.PutUint16(s[14:], 1024)
+	endian.BigEndian.PutUint16(s[16:], tcpChecksum(from.Addr(), to.Addr(), s))
+	r.packet(unix.IPPROTO_TCP, s)
+}
+
+// unreachable tells the listener's host that the remote's port cannot be
+// reached: an ICMP error about its SYN-ACK.
+func (r *remote) unreachable(port uint16) {
+	r.l.t.Helper()
+	isn := r.awaitSynAck(port)
+	about := make([]byte, 8)
+	endian.BigEndian.PutUint16(about[0:], r.l.listener.local.Port())
+	endian.BigEndian.PutUint16(about[2:], port)
+	endian.BigEndian.PutUint32(about[4:], isn)
+	inner := append(r.header(unix.IPPROTO_TCP, r.l.addr, r.addr, 20), about...)
+	if r.addr.Is4() {
+		const unreachable, protocol = 3, 2
+		icmp := append([]byte{unreachable, protocol, 0, 0, 0, 0, 0, 0}, inner...)
+		endian.BigEndian.PutUint16(icmp[2:], onesComplement(icmp))
+		r.packet(unix.IPPROTO_ICMP, icmp)
+		return
+	}
+	const unreachable, prohibited = 1, 1
+	inner = append(inner, make([]byte, 12)...) // the kernel wants a whole TCP header
+	icmp := append([]byte{unreachable, prohibited, 0, 0, 0, 0, 0, 0}, inner...)
+	pseudo := append(r.addr.AsSlice(), r.l.addr.AsSlice()...)
+	pseudo = append(pseudo, 0, 0, 0, byte(len(icmp)), 0, 0, 0, unix.IPPROTO_ICMPV6)
+	endian.BigEndian.PutUint16(icmp[2:], onesComplement(append(pseudo, icmp...)))
+	r.packet(unix.IPPROTO_ICMPV6, icmp)
+}
+
+// packet delivers a packet from the remote.
+func (r *remote) packet(protocol byte, payload []byte) {
+	r.l.t.Helper()
+	_, err := unix.Write(r.tun, append(r.header(protocol, r.addr, r.l.addr, len(payload)), payload...))
+	r.l.must("write to TUN", err)
+}
+
+// header is an IP header of either version.
+func (r *remote) header(protocol byte, from, to netip.Addr, payload int) []byte {
+	if from.Is4() {
+		h := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0}
+		endian.BigEndian.PutUint16(h[2:], uint16(20+payload))
+		h = append(append(h, from.AsSlice()...), to.AsSlice()...)
+		endian.BigEndian.PutUint16(h[10:], onesComplement(h))
+		return h
+	}
+	h := []byte{0x60, 0, 0, 0, 0, 0, protocol, 64}
+	endian.BigEndian.PutUint16(h[4:], uint16(payload))
+	return append(append(h, from.AsSlice()...), to.AsSlice()...)
+}
+
+// onesComplement is the checksum of RFC 1071.
+func onesComplement(data []byte) uint16 {
+	if len(data)%2 != 0 {
+		data = append(data[:len(data):len(data)], 0)
+	}
+	var sum uint32
+	for i := 0; i < len(data); i += 2 {
+		sum += uint32(endian.BigEndian.Uint16(data[i:]))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
+// awaitHalfOpen waits until there are n half-open connections.
+func (l *loop) awaitHalfOpen(n int) {
+	l.t.Helper()
+	var got int
+	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
+		counts, err := oracle.SS(l.ns)
+		l.must("ss", err)
+		if got = counts[tracer.StateSynRecv]; got == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			l.t.Fatalf("%d half-open connections, want %d", got, n)
+		}
+	}
+}
