@@ -28,6 +28,13 @@ static __always_inline void read_request(struct request *r, __u64 addr)
 	r->cookie = BPF_CORE_READ(req, __req_common.skc_cookie.counter);
 }
 
+/* A tool such as ss may have asked for the cookie since it was last read. */
+static __always_inline void request_refresh(struct request *r, __u64 addr)
+{
+	if (!r->cookie)
+		r->cookie = BPF_CORE_READ(request_sock(addr), __req_common.skc_cookie.counter);
+}
+
 static __always_inline __u32 request_timeouts(__u64 addr)
 {
 	return BPF_CORE_READ_BITFIELD_PROBED(request_sock(addr), num_timeout);
@@ -114,6 +121,7 @@ static __always_inline bool request_take(__u64 addr, struct request *r)
 		return true;
 	}
 	*r = *found;
+	request_refresh(r, addr);
 	return !bpf_map_delete_elem(&requests, &addr);
 }
 

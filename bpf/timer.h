@@ -73,6 +73,7 @@ static __always_inline void request_armed(__u64 addr)
 	read_request(&r, addr);
 	if (known && same_tuple(&known->tuple, &r.tuple)) {
 		here->expiring = 0;
+		request_refresh(known, addr);
 		request_tell(known); /* its cookie may never be known */
 		return;
 	}
@@ -203,6 +204,7 @@ static __always_inline void request_expires(__u64 addr)
 		r->since_ns = 0;
 		r->gauged = gauge_strays();
 	}
+	request_refresh(r, addr);
 	r->reason = timer_reason(addr);
 	here->expiring = addr;
 }

@@ -162,8 +162,8 @@ func (r *remote) unreachable(port uint16) {
 	endian.BigEndian.PutUint32(about[4:], isn)
 	inner := append(r.header(unix.IPPROTO_TCP, r.l.addr, r.addr, 20), about...)
 	if r.addr.Is4() {
-		const unreachable, protocol = 3, 2
-		icmp := append([]byte{unreachable, protocol, 0, 0, 0, 0, 0, 0}, inner...)
+		const unreachable, host = 3, 1
+		icmp := append([]byte{unreachable, host, 0, 0, 0, 0, 0, 0}, inner...)
 		endian.BigEndian.PutUint16(icmp[2:], onesComplement(icmp))
 		r.packet(unix.IPPROTO_ICMP, icmp)
 		return

@@ -160,6 +160,17 @@ func (l *loop) name(fd int) netip.AddrPort {
 	l.t.Helper()
 	sa, err := unix.Getsockname(fd)
 	l.must("getsockname", err)
+	return addrPortOf(sa)
+}
+
+func (l *loop) peer(fd int) netip.AddrPort {
+	l.t.Helper()
+	sa, err := unix.Getpeername(fd)
+	l.must("getpeername", err)
+	return addrPortOf(sa)
+}
+
+func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 	if sa, ok := sa.(*unix.SockaddrInet4); ok {
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
 	}
