@@ -7,6 +7,9 @@
 #ifndef FINWAIT_GAUGE_H
 #define FINWAIT_GAUGE_H
 
+/* How many rows have been made, so that Go knows when to look for some to delete. */
+__u64 gauge_inserts;
+
 #define NO_NETNS 0ULL /* the row for namespaces that found no room */
 
 static __always_inline struct finwait_gauge *gauge_insert(__u64 net)
@@ -14,7 +17,8 @@ static __always_inline struct finwait_gauge *gauge_insert(__u64 net)
 	static const struct finwait_gauge zero = {};
 	struct finwait_gauge *g;
 
-	bpf_map_update_elem(&gauges, &net, &zero, BPF_NOEXIST);
+	if (!bpf_map_update_elem(&gauges, &net, &zero, BPF_NOEXIST))
+		__sync_fetch_and_add(&gauge_inserts, 1);
 	g = bpf_map_lookup_elem(&gauges, &net);
 	if (g)
 		return g;

@@ -35,6 +35,17 @@ func watchGuards(t testing.TB) *guards {
 	return &guards{oracle.Start(t)}
 }
 
+// hidden ends the watch and returns how many such transitions there were.
+func (g *guards) hidden(t testing.TB) (n int) {
+	t.Helper()
+	for _, l := range g.trace.Stop() {
+		if guarded(t, []oracle.Line{l}) {
+			n++
+		}
+	}
+	return n
+}
+
 // excuse skips a test in which something is missing, if such a transition was
 // there to be missed.
 func (g *guards) excuse(t testing.TB) {

@@ -98,6 +98,8 @@ func (l *loop) bind(fd int, port uint16) {
 	l.must("bind", unix.Bind(fd, sockaddrOf(netip.AddrPortFrom(l.addr, port))))
 }
 
+func (l *loop) addrPort(port uint16) netip.AddrPort { return netip.AddrPortFrom(l.addr, port) }
+
 func (l *loop) cookie(fd int) uint64 {
 	l.t.Helper()
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/cilium/ebpf"
 )
 
 const (
@@ -38,14 +36,15 @@ type auditor struct {
 	mu          sync.Mutex // guards what follows
 	corrections map[uint32]correction
 	last        Audit
-	idle        map[uint64]bool // rows that were empty, and their namespaces not found, at the last audit
+	deleted     uint64              // rows of gauges
+	idle        map[uint64]gaugeRow // rows that were empty when last looked at
 }
 
 func (a *auditor) init(t *Tracer) {
 	a.t = t
 	a.claimed = make(chan struct{})
 	a.corrections = map[uint32]correction{}
-	a.idle = map[uint64]bool{}
+	a.idle = map[uint64]gaugeRow{}
 }
 
 // run claims what is there and then audits at every interval.
@@ -184,23 +183,18 @@ func (a *auditor) audit(ctx context.Context, thorough bool) (*Audit, error) {
 	if err != nil {
 		return nil, err
 	}
-	there := map[uint32]bool{}
 	err = a.eachNetns(ctx, &result.Missed, func(n *netns) error {
-		there[n.inode] = true
 		result.Netns++
 		return a.compare(ctx, n.inode, rows[n.inode], thorough, result)
 	})
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range result.Missed.Netns {
-		there[m.Netns] = true
-	}
 	a.corrected.Add(result.Claimed)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = *result
-	return result, a.forgetGone(rows, there)
+	return result, nil
 }
 
 // removeStale takes out of the maps what the kernel no longer has.
@@ -280,9 +274,7 @@ func (a *auditor) correct(netns uint32, row *gaugeRow, by correction, result *Au
 			continue
 		}
 		gauge := row.of(State(s), sum)
-		result.Differences = append(result.Differences, Difference{
-			Netns: netns, State: State(s), Gauge: uint64(max(gauge, 0)), Kernel: uint64(max(gauge+n, 0)),
-		})
+		result.Differences = append(result.Differences, Difference{Netns: netns, State: State(s), Gauge: gauge, Kernel: gauge + n})
 		sum[s] += n
 		a.corrected.Add(uint64(max(n, -n)))
 	}
@@ -344,33 +336,42 @@ func (a *auditor) compareSockets(netns uint32, keys []uint64) (off correction, c
 	return off, w.claimed, nil
 }
 
-// forgetGone deletes the rows of namespaces that are gone: those that have been
-// empty, and not found, twice. The caller holds mu.
-func (a *auditor) forgetGone(rows map[uint32]*gaugeRow, there map[uint32]bool) error {
-	idle := map[uint64]bool{}
-	var errs []error
+// makeRoom deletes the rows of namespaces that have had no socket since it was
+// last called, if there are many rows. Nobody says when a namespace is gone, and
+// one that is not gets another row when it has sockets again. Should it have its
+// first in the very moment in which the row is deleted, the next audit claims it.
+func (a *auditor) makeRoom() error {
+	var inserted uint64
+	if err := a.t.coll.Variables["gauge_inserts"].Get(&inserted); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if inserted-a.deleted < maxNetns/4 {
+		return nil
+	}
+	rows, err := a.t.gaugeRows()
+	if err != nil {
+		return err
+	}
+	idle := map[uint64]gaugeRow{}
 	for netns, row := range rows {
-		if netns == 0 || there[netns] || row.states(a.corrections[netns]) != (StateCounts{}) {
+		_, corrected := a.corrections[netns]
+		if corrected || netns == 0 || row.entered != row.left {
 			continue
 		}
 		for _, key := range row.keys {
-			if a.idle[key] {
-				errs = append(errs, a.t.forget(key))
-				delete(a.corrections, netns)
-			} else {
-				idle[key] = true
+			before, known := a.idle[key]
+			if !known || before.entered != row.entered {
+				idle[key] = *row
+				continue
 			}
+			if err := a.t.coll.Maps["gauges"].Delete(key); err != nil {
+				return fmt.Errorf("delete gauges: %w", err)
+			}
+			a.deleted++
 		}
 	}
 	a.idle = idle
-	return errors.Join(errs...)
-}
-
-// forget deletes a row.
-func (t *Tracer) forget(key uint64) error {
-	err := t.coll.Maps["gauges"].Delete(key)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("delete gauges: %w", err)
-	}
 	return nil
 }

@@ -241,6 +241,7 @@ const (
 	bpfVarFilterTransition       = "filter_transition"
 	bpfVarFilterUid              = "filter_uid"
 	bpfVarFilterUidLen           = "filter_uid_len"
+	bpfVarGaugeInserts           = "gauge_inserts"
 	bpfVarJiffyNs                = "jiffy_ns"
 	bpfVarMigrations             = "migrations"
 	bpfVarNetnsRun               = "netns_run"
@@ -373,6 +374,7 @@ type bpfVariableSpecs struct {
 	FilterTransition *ebpf.VariableSpec `ebpf:"filter_transition"`
 	FilterUid        *ebpf.VariableSpec `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.VariableSpec `ebpf:"filter_uid_len"`
+	GaugeInserts     *ebpf.VariableSpec `ebpf:"gauge_inserts"`
 	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
 	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
 	NetnsRun         *ebpf.VariableSpec `ebpf:"netns_run"`
@@ -470,6 +472,7 @@ type bpfVariables struct {
 	FilterTransition *ebpf.Variable `ebpf:"filter_transition"`
 	FilterUid        *ebpf.Variable `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.Variable `ebpf:"filter_uid_len"`
+	GaugeInserts     *ebpf.Variable `ebpf:"gauge_inserts"`
 	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
 	Migrations       *ebpf.Variable `ebpf:"migrations"`
 	NetnsRun         *ebpf.Variable `ebpf:"netns_run"`

@@ -65,6 +65,6 @@ type Audit struct {
 type Difference struct {
 	Netns  uint32
 	State  State
-	Gauge  uint64 // what it said
-	Kernel uint64 // what the kernel had
+	Gauge  int64 // what it said; less than none if an entry was missed
+	Kernel int64 // what the kernel had
 }

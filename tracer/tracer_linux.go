@@ -306,22 +306,27 @@ func (t *Tracer) missed(takenOver uint64) (uint64, error) {
 	return skipped - min(skipped, takenOver), nil
 }
 
-// sweepRegularly makes mini-sockets tell what no tracepoint shows.
+// sweepRegularly does what has to be done every so often.
 func (t *Tracer) sweepRegularly() {
-	if t.tier.evidence != EvidenceTimer {
-		return
-	}
 	tick := time.NewTicker(SweepInterval)
 	defer tick.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-t.ctx.Done():
 			return
 		case <-tick.C:
-			t.sweep()
+		}
+		t.sweep()
+		if n%roomEvery == 0 {
+			if err := t.auditor.makeRoom(); err != nil {
+				t.failed.Add(1)
+			}
 		}
 	}
 }
+
+// roomEvery is after how many sweeps room is made for new namespaces.
+const roomEvery = 5
 
 // sweep has mini-sockets tell what no tracepoint shows.
 func (t *Tracer) sweep() {

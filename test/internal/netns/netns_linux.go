@@ -41,15 +41,12 @@ func New(t testing.TB) *NS {
 	RequireRoot(t)
 	ns := &NS{t: t}
 	err := onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("unshare network namespace: %w", err)
-		}
-		fd, err := openCurrent()
-		if err != nil {
+		if err := Unshare(); err != nil {
 			return err
 		}
+		fd, err := openCurrent()
 		ns.fd = fd
-		return loopbackUp()
+		return err
 	})
 	if ns.fd > 0 {
 		t.Cleanup(func() { unix.Close(ns.fd) })
@@ -63,6 +60,16 @@ func New(t testing.TB) *NS {
 	}
 	ns.inode = uint32(st.Ino)
 	return ns
+}
+
+// Unshare moves the calling thread, which must be locked, to a namespace of its
+// own, with a loopback device that is up. It lasts as long as the thread stays,
+// or a socket is in it.
+func Unshare() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("unshare network namespace: %w", err)
+	}
+	return loopbackUp()
 }
 
 // Do runs f inside the namespace, on the caller's goroutine, which is locked
