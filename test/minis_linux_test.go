@@ -21,6 +21,7 @@ var families = []tracer.Family{tracer.FamilyIPv4, tracer.FamilyIPv6}
 // ending is a way in which TIME_WAIT ends early.
 type ending struct {
 	name   string
+	reason tracer.Reason
 	server bool // the server closes first, and so is in TIME_WAIT
 	// prepare, if it is there, is called before any connection is made.
 	prepare func(l *loop)
@@ -29,10 +30,11 @@ type ending struct {
 }
 
 var endings = []ending{
-	{"connect from its port", false, nil, reconnectAll},
-	{"connect that chooses its port", false, leavePortsToKernel, reconnectAll},
-	{"SYN", true, nil, reconnectAll},
-	{"reset", false, nil, assassinateAll},
+	{"connect from its port", tracer.ReasonReused, false, nil, reconnectAll},
+	{"connect that chooses its port", tracer.ReasonReused, false, leavePortsToKernel, reconnectAll},
+	{"SYN", tracer.ReasonReused, true, nil, reconnectAll},
+	{"reset", tracer.ReasonRSTReceived, false, nil, assassinateAll},
+	{"killed", tracer.ReasonKilled, false, nil, killTimeWaits},
 }
 
 // TestTimeWaitEndsEarly ends TIME_WAIT in every way but waiting.
@@ -63,12 +65,36 @@ func testEnding(t *testing.T, e ending, family tracer.Family) {
 	}
 	l.closeAll(e.end(l, all), want)
 	events := awaitWalks(rec, l.ns, want)
+	checkGauges(t, rec.tracer, l.ns, "after their ends")
 	rec.stop()
 	checkOwners(t, events)
 	checkEvidence(t, rec.tracer.Evidence(), events)
+	checkReasons(t, events, e.reason)
 	for _, walk := range walksOf(events) {
 		checkDwell(t, walk)
 	}
+}
+
+// checkReasons expects that reason of each end of a mini-socket, and no reason
+// of anything else.
+func checkReasons(t *testing.T, events []tracer.Event, reason tracer.Reason) {
+	t.Helper()
+	for _, ev := range events {
+		want := tracer.ReasonUnknown
+		if isMiniEnd(&ev) {
+			want = reason
+		}
+		qt.Check(t, qt.Equals(ev.Reason, want), qt.Commentf("%v", ev.Transition))
+	}
+}
+
+func isMiniEnd(ev *tracer.Event) bool {
+	return ev.New == tracer.StateClose && (ev.Old == tracer.StateTimeWait || ev.Old == tracer.StateFinWait2)
+}
+
+func killTimeWaits(l *loop, _ []pair) []pair {
+	l.kill("state", "time-wait")
+	return nil
 }
 
 // testOldEnding ends mini-sockets that were there before the tracer: nothing
@@ -84,7 +110,9 @@ func testOldEnding(t *testing.T, e ending, family tracer.Family) {
 	}
 	l.closeAll(e.end(l, all), want)
 	events := awaitWalks(rec, l.ns, want)
+	checkGauges(t, rec.tracer, l.ns, "after their ends")
 	rec.stop()
+	checkReasons(t, events, e.reason)
 	for _, ev := range events {
 		if e, ok := old[ev.Cookie]; ok {
 			checkUnknown(t, &ev, e)
@@ -225,6 +253,7 @@ func TestTimeWaitExpires(t *testing.T) {
 		events := awaitWalks(rec, l.ns, wants[i])
 		checkOwners(t, events)
 		checkEvidence(t, rec.tracer.Evidence(), events)
+		checkReasons(t, events, tracer.ReasonExpired)
 		for _, ev := range only(events, isEnd) {
 			// The kernel's timer wheel is coarse; it is never early.
 			ok := ev.DwellKnown && ev.Dwell > 60*time.Second-10*time.Millisecond && ev.Dwell < 63*time.Second
@@ -253,7 +282,9 @@ func TestTimeWaitLimit(t *testing.T) {
 				want[p.client.cookie] = append(walk[:len(walk)-1:len(walk)-1],
 					tracer.Transition{Old: tracer.StateFinWait2, New: tracer.StateClose})
 			}
-			awaitWalks(rec, l.ns, want)
+			events := awaitWalks(rec, l.ns, want)
+			checkReasons(t, events, tracer.ReasonTimeWaitRefused)
+			checkGauges(t, rec.tracer, l.ns, "at the limit")
 			rec.stop()
 			snmp, err := oracle.SNMP(l.ns)
 			qt.Assert(t, qt.IsNil(err))
@@ -287,6 +318,7 @@ func TestNetnsRemoved(t *testing.T) {
 			events := awaitWalksAmong(rec, ours, want)
 			checkOwners(t, events)
 			checkEvidence(t, rec.tracer.Evidence(), events)
+			checkReasons(t, events, tracer.ReasonNetnsGone)
 		})
 	}
 }

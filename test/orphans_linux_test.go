@@ -41,11 +41,12 @@ func TestOrphanReset(t *testing.T) {
 	nothing := func(*loop, pair) {}
 	resets := []struct {
 		name          string
+		reason        tracer.Reason
 		before, after func(l *loop, p pair) // the client closes
 	}{
-		{"unread data", writeByte, nothing},
-		{"linger 0", lingerZero, nothing},
-		{"data nobody will read", nothing, writeLate},
+		{"unread data", tracer.ReasonRSTReceived, writeByte, nothing},
+		{"linger 0", tracer.ReasonRSTReceived, lingerZero, nothing},
+		{"data nobody will read", tracer.ReasonRSTSent, nothing, writeLate},
 	}
 	for _, reset := range resets {
 		for _, family := range families {
@@ -60,7 +61,9 @@ func TestOrphanReset(t *testing.T) {
 					want.add(p.client, path(tracer.StateFinWait2, tracer.StateClose))
 				}
 				events := awaitWalks(rec, l.ns, want)
+				checkGauges(t, rec.tracer, l.ns, "after the resets")
 				rec.stop()
+				checkReasons(t, events, reset.reason)
 				checkOwners(t, events)
 				for _, walk := range walksOf(events) {
 					checkDwell(t, walk)
@@ -108,6 +111,7 @@ func TestOrphanMovesAndEnds(t *testing.T) {
 			l.closeAll(anew, want)
 			events := awaitWalks(rec, l.ns, want)
 			rec.stop()
+			checkReasons(t, events, tracer.ReasonReused)
 			checkOwners(t, events)
 			checkEvidence(t, rec.tracer.Evidence(), events)
 			for _, walk := range walksOf(events) {
@@ -152,7 +156,7 @@ func TestOrphanMoves(t *testing.T) {
 			checkToldAtOnce(t, rec, l)
 			outlive(rec, l, want)
 			t.Parallel() // with the other family's three seconds
-			awaitWalks(rec, l.ns, want)
+			checkReasons(t, awaitWalks(rec, l.ns, want), tracer.ReasonExpired)
 			rec.stop()
 		})
 	}
