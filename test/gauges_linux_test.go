@@ -10,7 +10,6 @@ import (
 
 	"github.com/finwait/finwait/test/internal/netns"
 	"github.com/finwait/finwait/test/internal/oracle"
-	"github.com/finwait/finwait/test/internal/traffic"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -137,21 +136,6 @@ func TestGauges(t *testing.T) {
 			checkAudit(t, rec.tracer)
 		})
 	}
-}
-
-// TestGaugesOfKinds holds the gauges to ss after connections of every kind.
-func TestGaugesOfKinds(t *testing.T) {
-	netns.RequireRoot(t)
-	rec := record(t, nil)
-	for _, kind := range traffic.Kinds() {
-		for _, family := range families {
-			ns := netns.New(t)
-			if _, err := run(ns, kind, family); err == nil {
-				checkGauges(t, rec.tracer, ns, kind.Name+"/"+family.String())
-			}
-		}
-	}
-	checkAudit(t, rec.tracer)
 }
 
 // checkAudit expects an audit to find nothing.

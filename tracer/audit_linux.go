@@ -203,10 +203,7 @@ func (a *auditor) removeStale() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	for program, m := range mapPrograms {
-		if m == "watch" {
-			continue
-		}
+	for program := range auditPrograms {
 		if _, err := a.t.runIter(program); err != nil {
 			return 0, err
 		}

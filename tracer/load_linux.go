@@ -30,12 +30,16 @@ const (
 	findProgram  = "find_netns"
 )
 
-// mapPrograms are the programs that go through a map, by name, each with its map.
-var mapPrograms = map[string]string{
-	"sweep_orphans":  "watch",
-	"audit_minis":    "minis",
-	"audit_requests": "requests",
-}
+// auditPrograms are the programs that go through a map for an audit, by name,
+// each with its map.
+var auditPrograms = map[string]string{"audit_minis": "minis", "audit_requests": "requests"}
+
+// orphanSweep goes through watch for the timer tier, which cannot see all that
+// happens to the mini-sockets there.
+const (
+	orphanSweep = "sweep_orphans"
+	watchMap    = "watch"
+)
 
 const (
 	defaultEventBuffer = 16 << 20
@@ -147,6 +151,9 @@ func load(opts *Options, with tier, syms *symbols) (*ebpf.Collection, error) {
 // choose removes the programs of other tiers, and those that have nothing to
 // be attached to.
 func choose(spec *ebpf.CollectionSpec, with tier) error {
+	if with.evidence != EvidenceTimer {
+		delete(spec.Programs, orphanSweep)
+	}
 	for _, other := range tiers {
 		if other.evidence != with.evidence {
 			for _, name := range other.programs {

@@ -32,8 +32,9 @@ func TestOptionsValidate(t *testing.T) {
 		{name: "v4 mapped", opts: Options{Filter: Filter{Family: FamilyIPv4, Addrs: []netip.Prefix{prefix("::ffff:10.0.0.0/104")}}}},
 		{name: "v6 with mapped v4", opts: Options{Filter: Filter{Family: FamilyIPv6, Addrs: []netip.Prefix{prefix("10.0.0.0/8")}}}},
 		{name: "impossible", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateEstablished}}}}, wantErr: ".*LISTEN→ESTABLISHED does not happen in Linux"},
-		{name: "tracepoint's words", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateSynRecv}}}}, wantErr: ".*is born CLOSE:SYN_RECV.*"},
-		{name: "half-open", opts: Options{Filter: Filter{States: []State{StateNewSynRecv}}}, wantErr: ".*half-open connections are counted by the census.*"},
+		{name: "tracepoint's words", opts: Options{Filter: Filter{Transitions: []Transition{{StateListen, StateSynRecv}}}}, wantErr: ".*comes by NEW_SYN_RECV:SYN_RECV.*"},
+		{name: "half-open", opts: Options{Filter: Filter{States: []State{StateNewSynRecv}}}},
+		{name: "evidence", opts: Options{Evidence: EvidenceProbe + 1}, wantErr: "unknown evidence 3"},
 		{name: "state and transition", opts: Options{Filter: Filter{States: []State{StateListen}, Transitions: []Transition{{StateFinWait2, StateTimeWait}}}}, wantErr: ".*out of or into \\[LISTEN\\]"},
 		{name: "state with transition", opts: Options{Filter: Filter{States: []State{StateTimeWait}, Transitions: []Transition{{StateFinWait2, StateTimeWait}}}}},
 	} {

@@ -116,8 +116,13 @@ func (t *Tracer) attach() error {
 	if t.reader, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
 		return fmt.Errorf("open ring buffer: %w", err)
 	}
-	for program, m := range mapPrograms {
+	for program, m := range auditPrograms {
 		if err := t.attachIter(program, t.coll.Maps[m]); err != nil {
+			return err
+		}
+	}
+	if t.tier.evidence == EvidenceTimer {
+		if err := t.attachIter(orphanSweep, t.coll.Maps[watchMap]); err != nil {
 			return err
 		}
 	}
@@ -335,7 +340,7 @@ func (t *Tracer) sweep() {
 	}
 	var watching int64
 	if err := t.watching.Get(&watching); err != nil || watching > 0 {
-		if _, err := t.runIter("sweep_orphans"); err != nil {
+		if _, err := t.runIter(orphanSweep); err != nil {
 			t.failed.Add(1)
 		}
 	}

@@ -8,8 +8,8 @@ package tracer
 // They are given as a [Tracer] reports them, which differs from the words of
 // the tracepoint sock:inet_sock_set_state in two places: a socket that comes
 // out of a listener leaves StateClose (the tracepoint says LISTEN, where its
-// listener still is), and a mini-socket's states are its own. The three of
-// StateNewSynRecv happen, but a Tracer does not report them.
+// listener still is), and the states of mini-sockets and of half-open
+// connections, which are request sockets, are their own.
 func LegalTransitions() []Transition {
 	return []Transition{
 		// Listeners.
@@ -27,7 +27,7 @@ func LegalTransitions() []Transition {
 		{StateClose, StateNewSynRecv},    // inet_csk_reqsk_queue_hash_add
 		{StateNewSynRecv, StateSynRecv},  // inet_csk_complete_hashdance
 		{StateNewSynRecv, StateClose},    // inet_csk_reqsk_queue_drop
-		{StateClose, StateSynRecv},       // inet_csk_clone_lock
+		{StateClose, StateSynRecv},       // inet_csk_clone_lock after a SYN cookie, or for Fast Open
 		{StateSynRecv, StateEstablished}, // tcp_rcv_state_process
 		{StateSynRecv, StateFinWait1},    // tcp_close_state: Fast Open, closed before the handshake ended
 		{StateSynRecv, StateCloseWait},   // tcp_fin: Fast Open, FIN along with the SYN

@@ -54,9 +54,7 @@ func completeWords(cmd *cobra.Command, flag string, words []string) {
 func stateWords() []string {
 	var words []string
 	for _, s := range tracer.States() {
-		if s != tracer.StateNewSynRecv { // never traced
-			words = append(words, s.String())
-		}
+		words = append(words, s.String())
 	}
 	return words
 }
@@ -64,9 +62,7 @@ func stateWords() []string {
 func transitionWords() []string {
 	var words []string
 	for _, t := range tracer.LegalTransitions() {
-		if t.Old != tracer.StateNewSynRecv && t.New != tracer.StateNewSynRecv {
-			words = append(words, t.Old.String()+":"+t.New.String())
-		}
+		words = append(words, t.Old.String()+":"+t.New.String())
 	}
 	return words
 }

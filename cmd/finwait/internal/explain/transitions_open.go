@@ -101,7 +101,7 @@ var openTexts = map[tracer.Transition]Transition{
 		Wire:    "The ACK of the SYN-ACK.",
 		Who:     "The remote client.",
 		Notes: []string{
-			"The tracepoint words the birth of the socket LISTEN→SYN_RECV. Where request sockets are not watched, finwait reports it as CLOSE→SYN_RECV.",
+			"The tracepoint words the birth of the socket LISTEN→SYN_RECV, because the new socket starts as a copy of the listener. The listener has not left LISTEN.",
 			"Counts per state put NEW_SYN_RECV and SYN_RECV together.",
 		},
 	},
@@ -112,11 +112,11 @@ var openTexts = map[tracer.Transition]Transition{
 		Notes:   []string{"After 63 s with tcp_synack_retries = 5. Nothing tells the process."},
 	},
 	{Old: tracer.StateClose, New: tracer.StateSynRecv}: {
-		Summary: "a listener's new socket for a connection that came in",
-		Wire:    "The ACK of the SYN-ACK; with Fast Open the SYN itself, with its data.",
+		Summary: "a new socket of a listener, never half-open",
+		Wire:    "The ACK of a SYN-ACK that was a SYN cookie; with Fast Open the SYN itself, with its data.",
 		Who:     "The remote client. The process has not accepted it yet.",
 		Notes: []string{
-			"The tracepoint says LISTEN→SYN_RECV, because the new socket starts as a copy of the listener. The listener has not left LISTEN.",
+			"All others come by way of NEW_SYN_RECV. The tracepoint says LISTEN→SYN_RECV of both.",
 			"ESTABLISHED follows within microseconds, but for Fast Open.",
 		},
 	},
