@@ -13,14 +13,22 @@
 
 /* What the walk has found, by state. Go sets them to 0 before and reads them after. */
 __u64 walk_seen[NUM_STATES];
-__u64 walk_claimed; /* sockets that were not in gauges */
-__u64 walk_refused; /* of which some could not be put there */
+__u64 walk_claimed[NUM_STATES]; /* of those, the ones that were not in gauges */
+__u64 walk_refused; /* and could not be put there */
 
 static __always_inline void seen(__u32 state)
 {
 	barrier_var(state);
 	if (state < NUM_STATES)
 		__sync_fetch_and_add(&walk_seen[state], 1);
+}
+
+static __always_inline void claimed_in(__u64 net, __u32 netns, __u32 state)
+{
+	gauge_move(net, netns, CLOSE, state);
+	barrier_var(state);
+	if (state < NUM_STATES)
+		__sync_fetch_and_add(&walk_claimed[state], 1);
 }
 
 static __always_inline void claim_socket(struct sock *sk)
@@ -42,9 +50,7 @@ static __always_inline void claim_socket(struct sock *sk)
 	bpf_get_socket_cookie(sk); /* the one it keeps in TIME_WAIT */
 	if (state == LISTEN)
 		c->who.role = ROLE_SERVER;
-	gauge_move(sk->__sk_common.skc_net.net->net_cookie, sk->__sk_common.skc_net.net->ns.inum, CLOSE,
-		   state);
-	__sync_fetch_and_add(&walk_claimed, 1);
+	claimed_in(sk->__sk_common.skc_net.net->net_cookie, sk->__sk_common.skc_net.net->ns.inum, state);
 }
 
 /*
@@ -71,8 +77,7 @@ static __always_inline void claim_unjoined(struct mini *m, __u64 addr)
 	    __sync_val_compare_and_swap(&m->state, NOT_JOINED, state) != NOT_JOINED)
 		return;
 	bpf_map_delete_elem(&handoff, &m->tuple);
-	gauge_move(m->net, m->tuple.netns, CLOSE, state);
-	__sync_fetch_and_add(&walk_claimed, 1);
+	claimed_in(m->net, m->tuple.netns, state);
 }
 
 static __always_inline void claim_mini(struct sock_common *skc)
@@ -105,10 +110,9 @@ static __always_inline void claim_mini(struct sock_common *skc)
 		bpf_map_delete_elem(&minis, &addr);
 		return;
 	}
-	gauge_move(m.net, m.tuple.netns, CLOSE, state);
+	claimed_in(m.net, m.tuple.netns, state);
 	if (tier == EVIDENCE_TIMER && state == FIN_WAIT2)
 		watch_mini(addr);
-	__sync_fetch_and_add(&walk_claimed, 1);
 }
 
 /*
@@ -143,8 +147,7 @@ static __always_inline void claim_request(struct sock_common *skc)
 	}
 	if (!request_there(addr) && !bpf_map_delete_elem(&requests, &addr))
 		return;
-	gauge_move(r.net, r.tuple.netns, CLOSE, NEW_SYN_RECV);
-	__sync_fetch_and_add(&walk_claimed, 1);
+	claimed_in(r.net, r.tuple.netns, NEW_SYN_RECV);
 }
 
 SEC("iter/tcp")

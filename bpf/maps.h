@@ -112,6 +112,7 @@ struct request {
 	__u64 net;
 	__u64 cookie; /* 0 if nobody has asked for it yet */
 	__u64 since_ns; /* when it was queued; 0 if unknown */
+	__u64 moved_from; /* the address it had with another listener (probe tier) */
 	__u8 family;
 	__u8 told; /* its beginning is told */
 	__u8 gauged;

@@ -136,7 +136,7 @@ static __always_inline bool request_arrive(__u64 addr, struct request *r)
 		return false;
 	read_request(&copy, addr);
 	found = bpf_map_lookup_elem(&migrated, &copy.tuple);
-	if (!found)
+	if (!found || found->moved_from == addr)
 		return false;
 	*r = *found;
 	if (bpf_map_delete_elem(&migrated, &copy.tuple))
@@ -212,6 +212,7 @@ static __always_inline void request_freed(void *ctx, __u64 addr)
 			return;
 		if (r.migrating) {
 			r.migrating = 0;
+			r.moved_from = addr;
 			request_leave(&r);
 			return;
 		}

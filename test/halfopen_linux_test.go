@@ -91,19 +91,20 @@ func (l *loop) awaitQueued(n uint32) {
 
 // TestHalfOpenEnds gives half-open connections up in every way.
 func TestHalfOpenEnds(t *testing.T) {
+	rec := record(t, nil)
 	for _, e := range halfOpenEndings {
 		for _, family := range families {
-			t.Run(e.name+"/"+family.String(), func(t *testing.T) { testHalfOpenEnding(t, e, family) })
+			t.Run(e.name+"/"+family.String(), func(t *testing.T) { testHalfOpenEnding(t, rec.in(t), e, family) })
 		}
 	}
+	rec.stop()
 }
 
-func testHalfOpenEnding(t *testing.T, e halfOpenEnding, family tracer.Family) {
+func testHalfOpenEnding(t *testing.T, rec *recorder, e halfOpenEnding, family tracer.Family) {
 	l, r := newRemoteLoop(t, family)
 	if e.prepare != nil {
 		e.prepare(l)
 	}
-	rec := l.record()
 	l.listen()
 	eachPort(r.syn)
 	var cookies map[uint16]uint64
@@ -119,7 +120,6 @@ func testHalfOpenEnding(t *testing.T, e halfOpenEnding, family tracer.Family) {
 	}
 	events := rec.await(len(halfOpenEnds)*connections, patience, ours)
 	checkGauges(t, rec.tracer, l.ns, "when they are given up")
-	rec.stop()
 	byTime(events)
 	byPort := map[uint16][]tracer.Event{}
 	for _, ev := range events {

@@ -39,12 +39,39 @@ var endings = []ending{
 
 // TestTimeWaitEndsEarly ends TIME_WAIT in every way but waiting.
 func TestTimeWaitEndsEarly(t *testing.T) {
+	rec := record(t, nil)
 	for _, e := range endings {
 		for _, family := range families {
-			t.Run(e.name+"/"+family.String(), func(t *testing.T) { testEnding(t, e, family) })
-			t.Run(e.name+"/from before/"+family.String(), func(t *testing.T) { testOldEnding(t, e, family) })
+			t.Run(e.name+"/"+family.String(), func(t *testing.T) { testEnding(t, rec.in(t), e, family) })
 		}
 	}
+	rec.stop()
+}
+
+// TestOldTimeWaitEndsEarly does the same with mini-sockets that were there
+// before the tracer: nothing is known of them but their addresses and what they
+// were asked for.
+func TestOldTimeWaitEndsEarly(t *testing.T) {
+	netns.RequireRoot(t)
+	var all []*oldEnding
+	for _, e := range endings {
+		for _, family := range families {
+			l := newEndingLoop(t, e, family)
+			made, _ := l.makeTimeWaits(e.server)
+			all = append(all, &oldEnding{e, l, made})
+		}
+	}
+	rec := record(t, nil)
+	for _, o := range all {
+		t.Run(o.name+"/"+o.l.addr.String(), func(t *testing.T) { o.l.t = t; testOldEnding(t, rec.in(t), o) })
+	}
+	rec.stop()
+}
+
+type oldEnding struct {
+	ending
+	l    *loop
+	made []pair
 }
 
 func newEndingLoop(t *testing.T, e ending, family tracer.Family) *loop {
@@ -55,9 +82,8 @@ func newEndingLoop(t *testing.T, e ending, family tracer.Family) *loop {
 	return l
 }
 
-func testEnding(t *testing.T, e ending, family tracer.Family) {
+func testEnding(t *testing.T, rec *recorder, e ending, family tracer.Family) {
 	l := newEndingLoop(t, e, family)
-	rec := l.record()
 	all, want := l.makeTimeWaits(e.server)
 	awaitWalks(rec, l.ns, want)
 	for _, p := range all {
@@ -66,7 +92,6 @@ func testEnding(t *testing.T, e ending, family tracer.Family) {
 	l.closeAll(e.end(l, all), want)
 	events := awaitWalks(rec, l.ns, want)
 	checkGauges(t, rec.tracer, l.ns, "after their ends")
-	rec.stop()
 	checkOwners(t, events)
 	checkEvidence(t, rec.tracer.Evidence(), events)
 	checkReasons(t, events, e.reason)
@@ -97,22 +122,16 @@ func killTimeWaits(l *loop, _ []pair) []pair {
 	return nil
 }
 
-// testOldEnding ends mini-sockets that were there before the tracer: nothing
-// is known of them but their addresses and what they were asked for.
-func testOldEnding(t *testing.T, e ending, family tracer.Family) {
-	l := newEndingLoop(t, e, family)
-	all, _ := l.makeTimeWaits(e.server)
-	rec := l.record()
+func testOldEnding(t *testing.T, rec *recorder, o *oldEnding) {
 	want, old := walks{}, map[uint64]end{}
-	for _, p := range all {
-		old[waiting(p, e.server).cookie] = waiting(p, e.server)
-		want.add(waiting(p, e.server), timeWaitEnds)
+	for _, p := range o.made {
+		old[waiting(p, o.server).cookie] = waiting(p, o.server)
+		want.add(waiting(p, o.server), timeWaitEnds)
 	}
-	l.closeAll(e.end(l, all), want)
-	events := awaitWalks(rec, l.ns, want)
-	checkGauges(t, rec.tracer, l.ns, "after their ends")
-	rec.stop()
-	checkReasons(t, events, e.reason)
+	o.l.closeAll(o.end(o.l, o.made), want)
+	events := awaitWalks(rec, o.l.ns, want)
+	checkGauges(t, rec.tracer, o.l.ns, "after their ends")
+	checkReasons(t, events, o.reason)
 	for _, ev := range events {
 		if e, ok := old[ev.Cookie]; ok {
 			checkUnknown(t, &ev, e)

@@ -48,11 +48,11 @@ func TestOrphanReset(t *testing.T) {
 		{"linger 0", tracer.ReasonRSTReceived, lingerZero, nothing},
 		{"data nobody will read", tracer.ReasonRSTSent, nothing, writeLate},
 	}
+	shared := record(t, nil)
 	for _, reset := range resets {
 		for _, family := range families {
 			t.Run(reset.name+"/"+family.String(), func(t *testing.T) {
-				l := newLoop(t, family)
-				rec := l.record()
+				l, rec := newLoop(t, family), shared.in(t)
 				all, want := l.makeOrphans(rec, func(p pair) { reset.before(l, p) })
 				for _, p := range all {
 					reset.after(l, p)
@@ -62,7 +62,6 @@ func TestOrphanReset(t *testing.T) {
 				}
 				events := awaitWalks(rec, l.ns, want)
 				checkGauges(t, rec.tracer, l.ns, "after the resets")
-				rec.stop()
 				checkReasons(t, events, reset.reason)
 				checkOwners(t, events)
 				for _, walk := range walksOf(events) {

@@ -19,9 +19,28 @@ type recorder struct {
 	tracer *tracer.Tracer
 	guards *guards
 	ended  chan struct{}
+	log    *eventLog
+	from   int // of the log, what came before is not for this test
+}
 
+type eventLog struct {
 	mu     sync.Mutex // guards events
 	events []tracer.Event
+}
+
+func (l *eventLog) add(ev *tracer.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, *ev)
+}
+
+// in returns the recorder for a test below the one that it was made for. It sees
+// what comes from now on: another namespace may have had its number before.
+func (r *recorder) in(t testing.TB) *recorder {
+	below := *r
+	below.t = t
+	below.from = len(r.seen())
+	return &below
 }
 
 // record starts a tracer and keeps what it yields until the test ends.
@@ -36,7 +55,7 @@ func record(t testing.TB, opts *tracer.Options) *recorder {
 	}
 	tr, err := tracer.New(opts)
 	qt.Assert(t, qt.IsNil(err))
-	r := &recorder{t: t, tracer: tr, guards: guards, ended: make(chan struct{})}
+	r := &recorder{t: t, tracer: tr, guards: guards, ended: make(chan struct{}), log: &eventLog{}}
 	go func() {
 		defer close(r.ended)
 		for ev, err := range tr.Events(context.Background()) {
@@ -44,9 +63,7 @@ func record(t testing.TB, opts *tracer.Options) *recorder {
 				t.Errorf("events: %v", err)
 				return
 			}
-			r.mu.Lock()
-			r.events = append(r.events, *ev)
-			r.mu.Unlock()
+			r.log.add(ev)
 		}
 	}()
 	t.Cleanup(func() { qt.Check(t, qt.IsNil(tr.Close())) })
@@ -74,9 +91,9 @@ func wantedEvidence(t testing.TB) tracer.Evidence {
 }
 
 func (r *recorder) seen() []tracer.Event {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.events)
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
+	return slices.Clone(r.log.events[r.from:])
 }
 
 // await waits until n events are there that keep lets through.

@@ -20,8 +20,9 @@ type remote struct {
 	addr netip.Addr
 	tun  int
 
-	mu   sync.Mutex        // guards isns
-	isns map[uint16]uint32 // of the SYN-ACKs that have come, by the remote port
+	mu      sync.Mutex        // guards what follows
+	isns    map[uint16]uint32 // of the SYN-ACKs that have come, by the remote port
+	refused bool              // a reset has come
 }
 
 const (
@@ -71,7 +72,26 @@ func newRemoteLoop(t testing.TB, family tracer.Family) (*loop, *remote) {
 		<-done
 		unix.Close(r.tun)
 	})
+	r.awaitPath()
 	return l, r
+}
+
+// awaitPath waits until the host answers: the address may take a moment.
+func (r *remote) awaitPath() {
+	r.l.t.Helper()
+	const closedPort = 1
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		r.segmentTo(netip.AddrPortFrom(r.l.addr, closedPort), remotePort-1, flagSYN, remoteISN, 0)
+		r.mu.Lock()
+		refused := r.refused
+		r.mu.Unlock()
+		if refused {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.l.t.Fatal("the remote gets no answer")
+		}
+	}
 }
 
 // listen notes the sequence numbers of the SYN-ACKs until the device is gone.
@@ -90,13 +110,19 @@ func (r *remote) listen() {
 		if s[0]>>4 == 4 {
 			header = int(s[0]&0xf) * 4
 		}
-		if n < header+20 || s[header+13]&(flagSYN|flagACK) != flagSYN|flagACK {
-			continue
+		if n >= header+20 {
+			r.note(s[header:])
 		}
-		s = s[header:]
-		r.mu.Lock()
-		r.isns[endian.BigEndian.Uint16(s[2:])] = endian.BigEndian.Uint32(s[4:])
-		r.mu.Unlock()
+	}
+}
+
+func (r *remote) note(segment []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	flags := segment[13]
+	r.refused = r.refused || flags&flagRST != 0
+	if flags&(flagSYN|flagACK) == flagSYN|flagACK {
+		r.isns[endian.BigEndian.Uint16(segment[2:])] = endian.BigEndian.Uint32(segment[4:])
 	}
 }
 
@@ -136,10 +162,16 @@ func (r *remote) awaitSynAck(port uint16) uint32 {
 	}
 }
 
+// segment sends a segment to the listener.
 func (r *remote) segment(port uint16, flags byte, seq, ack uint32) {
 	r.l.t.Helper()
+	r.segmentTo(r.l.listener.local, port, flags, seq, ack)
+}
+
+func (r *remote) segmentTo(to netip.AddrPort, port uint16, flags byte, seq, ack uint32) {
+	r.l.t.Helper()
 	const headerWords = 5
-	from, to := netip.AddrPortFrom(r.addr, port), r.l.listener.local
+	from := netip.AddrPortFrom(r.addr, port)
 	s := make([]byte, headerWords*4)
 	endian.BigEndian.PutUint16(s[0:], from.Port())
 	endian.BigEndian.PutUint16(s[2:], to.Port())

@@ -127,13 +127,13 @@ func (a *auditor) eachNetns(ctx context.Context, missed *CensusMissed, visit fun
 // walked is what a walk through the sockets of a namespace has found.
 type walked struct {
 	seen    [numStates]uint64
-	claimed uint64
+	claimed StateCounts
 }
 
 // walk goes through the sockets of the calling thread's namespace.
 func (a *auditor) walk() (w walked, err error) {
 	vars := a.t.coll.Variables
-	err = errors.Join(vars["walk_seen"].Set(&w.seen), vars["walk_claimed"].Set(uint64(0)))
+	err = errors.Join(vars["walk_seen"].Set(&w.seen), vars["walk_claimed"].Set(&w.claimed))
 	if err == nil {
 		_, err = a.t.runIter(claimProgram)
 	}
@@ -190,7 +190,7 @@ func (a *auditor) audit(ctx context.Context, thorough bool) (*Audit, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.corrected.Add(result.Claimed)
+	a.corrected.Add(result.Claimed.Total())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = *result
@@ -230,7 +230,7 @@ func (a *auditor) compare(ctx context.Context, netns uint32, row *gaugeRow, thor
 		if err != nil {
 			return err
 		}
-		result.Claimed += claimed
+		result.Claimed.add(&claimed)
 		if i == 0 {
 			wrong = off
 		}
@@ -310,21 +310,21 @@ func (a *auditor) compareTotals(netns uint32, row *gaugeRow) (equal bool, err er
 
 // compareSockets returns by how much each gauge is off, and how many sockets
 // were not in the gauges.
-func (a *auditor) compareSockets(netns uint32, keys []uint64) (off correction, claimed uint64, err error) {
+func (a *auditor) compareSockets(netns uint32, keys []uint64) (off correction, claimed StateCounts, err error) {
 	before, err := a.t.gaugeRow(keys)
 	if err != nil {
-		return off, 0, err
+		return off, claimed, err
 	}
 	w, err := a.walk()
 	if err != nil {
-		return off, 0, err
+		return off, claimed, err
 	}
 	if len(keys) == 0 { // the first socket of this namespace may have come meanwhile
 		return off, w.claimed, nil
 	}
 	after, err := a.t.gaugeRow(keys)
 	if err != nil {
-		return off, 0, err
+		return off, claimed, err
 	}
 	by := a.correction(netns)
 	for _, s := range States() {

@@ -53,10 +53,11 @@ type Audit struct {
 	// Stale is the number of mini-sockets and half-open connections that were
 	// followed though they had ended.
 	Stale uint64
-	// Claimed is the number of sockets that were found and not in the gauges,
-	// which they are now. The sockets that are older than the tracer are not
-	// among them.
-	Claimed uint64
+	// Claimed is how many sockets were found in each state that were not in
+	// the gauges, which they are now. The sockets that are older than the
+	// tracer are not among them, but for those that the kernel passed over
+	// when it listed them (before Linux 6.17, if they come and go meanwhile).
+	Claimed StateCounts
 	// Missed is what could not be compared.
 	Missed CensusMissed
 }
