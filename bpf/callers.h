@@ -9,7 +9,7 @@
 /* Where the functions of enum finwait_symbol lie, set by the loader. */
 const volatile struct finwait_range symbols[NUM_SYMBOLS] = {};
 
-#define CALLERS_DEPTH 18
+#define CALLERS_DEPTH 16
 #define CALLED_BY(symbol) (1U << SYMBOL_##symbol)
 #define INTERRUPTED (CALLED_BY(RUN_TIMER_SOFTIRQ) | CALLED_BY(HANDLE_SOFTIRQS) | CALLED_BY(DO_SOFTIRQ))
 

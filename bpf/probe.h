@@ -130,16 +130,18 @@ int BPF_PROG(reqsk_hash_add, struct sock *sk, struct request_sock *req)
 /* Takes what has come in place of a request socket that was moved. */
 static __always_inline bool request_arrive(__u64 addr, struct request *r)
 {
-	struct request copy = {}, *found;
+	struct finwait_tuple tuple = {};
+	struct request *found;
+	__u8 family;
 
 	if (!migrations)
 		return false;
-	read_request(&copy, addr);
-	found = bpf_map_lookup_elem(&migrated, &copy.tuple);
+	read_request_tuple(&tuple, &family, addr);
+	found = bpf_map_lookup_elem(&migrated, &tuple);
 	if (!found || found->moved_from == addr)
 		return false;
 	*r = *found;
-	if (bpf_map_delete_elem(&migrated, &copy.tuple))
+	if (bpf_map_delete_elem(&migrated, &tuple))
 		return false;
 	__sync_fetch_and_add(&migrations, -1);
 	return true;
@@ -177,16 +179,18 @@ int BPF_PROG(migrate_sock, struct sock *sk, struct sock *migrating, void *skb, s
 static __always_inline void copy_freed(__u64 addr)
 {
 	struct scratch *here = scratch_here();
-	struct request copy = {}, *r;
+	struct finwait_tuple tuple = {};
+	struct request *r;
 	__u64 original;
+	__u8 family;
 
 	if (!here || !here->migrating)
 		return;
 	original = here->migrating;
 	here->migrating = 0;
-	read_request(&copy, addr);
+	read_request_tuple(&tuple, &family, addr);
 	r = bpf_map_lookup_elem(&requests, &original);
-	if (r && same_tuple(&r->tuple, &copy.tuple))
+	if (r && same_tuple(&r->tuple, &tuple))
 		r->migrating = 0;
 }
 

@@ -19,12 +19,19 @@ static __always_inline struct request_sock *request_sock(__u64 addr)
 	return (struct request_sock *)addr;
 }
 
+static __always_inline __u64 read_request_tuple(struct finwait_tuple *tuple, __u8 *family, __u64 addr)
+{
+	struct request_sock *req = request_sock(addr);
+
+	tuple->lport = BPF_CORE_READ(req, __req_common.skc_num);
+	return read_head(tuple, family, &req->__req_common);
+}
+
 static __always_inline void read_request(struct request *r, __u64 addr)
 {
 	struct request_sock *req = request_sock(addr);
 
-	r->net = read_head(&r->tuple, &r->family, &req->__req_common);
-	r->tuple.lport = BPF_CORE_READ(req, __req_common.skc_num);
+	r->net = read_request_tuple(&r->tuple, &r->family, addr);
 	r->cookie = BPF_CORE_READ(req, __req_common.skc_cookie.counter);
 }
 

@@ -17,11 +17,14 @@ import (
 // It looks at caller and host only after the failure: what works is never
 // refused.
 func diagnose(err error) error {
-	if !may(capSysAdmin) && (!may(capBPF) || !may(capPerfmon)) {
+	if !mayTrace() {
 		return fmt.Errorf("tracing needs root, or CAP_BPF, CAP_PERFMON and CAP_SYSLOG: %w", os.ErrPermission)
 	}
 	return diagnoseHost(os.DirFS("/"), helperMissing, err)
 }
+
+// mayTrace tells whether the caller has what loading and attaching need.
+func mayTrace() bool { return may(capSysAdmin) || may(capBPF) && may(capPerfmon) }
 
 func diagnoseHost(root fs.FS, helperMissing func() bool, err error) error {
 	switch {

@@ -95,6 +95,10 @@ func tryProbe() error {
 		License:      "Dual BSD/GPL",
 		Instructions: asm.Instructions{asm.LoadImm(asm.R0, 0, asm.DWord), asm.Return()},
 	})
+	if errors.Is(err, unix.EPERM) && mayTrace() {
+		// cilium/ebpf would blame RLIMIT_MEMLOCK.
+		return fmt.Errorf("the kernel refuses programs at its functions (fentry): %w", unix.EPERM)
+	}
 	if err != nil {
 		return fmt.Errorf("load a probe: %w", err)
 	}
@@ -120,10 +124,18 @@ func usableTiers(want Evidence, syms *symbols) (usable []tier, refused error) {
 		if err == nil {
 			usable = append(usable, tier)
 		} else {
-			refused = errors.Join(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
+			refused = andAlso(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
 		}
 	}
 	return usable, refused
+}
+
+// andAlso joins errors in one line.
+func andAlso(err, another error) error {
+	if err == nil {
+		return another
+	}
+	return fmt.Errorf("%w; %w", err, another)
 }
 
 // load returns the programs and maps of a tier, configured and in the kernel.

@@ -83,7 +83,7 @@ func New(opts *Options) (*Tracer, error) {
 		if err == nil {
 			return t, nil
 		}
-		refused = errors.Join(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
+		refused = andAlso(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
 	}
 	return nil, diagnose(refused)
 }
