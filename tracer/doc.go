@@ -10,9 +10,16 @@
 // The tracepoint sock:inet_sock_set_state never reports TIME_WAIT: when a
 // connection enters it, the kernel swaps the socket for a mini-socket and says
 // FIN_WAIT2→CLOSE, and it says the same when the connection is still in
-// FIN_WAIT2 without an owner. The tracer watches the timers of the mini-sockets
-// as well and reports FIN_WAIT2→TIME_WAIT when TIME_WAIT begins and
-// TIME_WAIT→CLOSE when it ends. [Event.Evidence] says which of the two saw it.
+// FIN_WAIT2 without an owner. Nor does it know of half-open connections, which
+// are request sockets. The tracer watches both: by probes at the kernel functions
+// that make and end them, or where the kernel takes none, by the tracepoints of
+// their timers. [Event.Evidence] says what has shown a transition.
+//
+// # Gauges
+//
+// [Tracer.Gauges] is how many sockets are in each state, in every network
+// namespace of the host. The tracer counts those that were there when it began
+// and all that have come since, and [Tracer.Audit] compares with the kernel.
 //
 // # Requirements
 //
