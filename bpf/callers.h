@@ -13,14 +13,19 @@ const volatile struct finwait_range symbols[NUM_SYMBOLS] = {};
 #define CALLED_BY(symbol) (1U << SYMBOL_##symbol)
 #define INTERRUPTED (CALLED_BY(RUN_TIMER_SOFTIRQ) | CALLED_BY(HANDLE_SOFTIRQS) | CALLED_BY(DO_SOFTIRQ))
 
-/* Not static: the verifier then looks at it once, and not for each frame of each caller. */
-__noinline __u32 symbol_at(__u64 ip)
+/* Without branches, of which the verifier would have to follow each combination. */
+static __always_inline __u32 symbol_at(__u64 ip)
 {
+	__u32 found = 0;
+
 	for (__u32 i = 0; i < NUM_SYMBOLS; i++) {
-		if (ip >= symbols[i].start && ip < symbols[i].end)
-			return 1U << i;
+		__u64 into = ip - symbols[i].start; /* the top bit is set if ip lies before */
+		__u64 left =
+			into - (symbols[i].end - symbols[i].start); /* and here, if it does not lie beyond */
+
+		found |= (__u32)((left & ~into) >> 63) << i;
 	}
-	return 0;
+	return found;
 }
 
 /*

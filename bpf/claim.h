@@ -45,6 +45,9 @@ static __always_inline void claim_socket(struct sock *sk)
 		__sync_fetch_and_add(&walk_refused, 1);
 		return;
 	}
+	if (c->claimed)
+		return;
+	c->state = state;
 	if (claim_conn(c))
 		return;
 	bpf_get_socket_cookie(sk); /* the one it keeps in TIME_WAIT */

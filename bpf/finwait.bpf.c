@@ -17,6 +17,7 @@
 #include "tuple.h"
 #include "gauge.h"
 #include "callers.h"
+#include "preempt.h"
 #include "transition.h"
 #include "request.h"
 #include "socket.h"
@@ -49,6 +50,7 @@ static __always_inline bool is_birth(__u8 old, __u8 new)
  */
 static __always_inline int on_set_state(struct sock *sk, int old, int new)
 {
+	__u16 id = transition_id(old, new);
 	struct transition t = {};
 	struct conn *c;
 	bool claimed;
@@ -72,6 +74,12 @@ static __always_inline int on_set_state(struct sock *sk, int old, int new)
 	if (!c)
 		ledger_add(storage_failed);
 	claimed = c && claim_conn(c);
+	if (claimed && !is_birth(old, new))
+		catch_missed(&t, c);
+	if (c) {
+		c->handled = id;
+		c->state = new;
+	}
 	if (is_birth(old, new)) {
 		gauge_socket(&t, c, claimed);
 		be_born(c, sk, &t);
@@ -102,11 +110,15 @@ static __always_inline bool is_transition(const struct sock *sk, int old, int ne
  * Since 6.1 the kernel skips a program that interrupts itself on one CPU
  * (05b24ff9b2cf), and a softirq may come in wherever a process changes a
  * socket's state: a packet's transition would be lost in the middle of a
- * system call's. So there are two programs on the tracepoint. The first takes
- * what happens without an owner of the socket's lock, where softirqs are off
- * and nothing can come in between; the second takes the rest. Should a softirq
- * hit the moment in which the first lets a system call's transition pass, the
- * second finds no mark of the first's and takes over.
+ * system call's. So there are several programs on the tracepoint.
+ *
+ * The first takes what happens without an owner of the socket's lock, where
+ * softirqs are off and nothing can come in between; the second takes the rest.
+ * Should a softirq hit the moment in which the first lets a system call's
+ * transition pass, the second finds no mark of the first's and takes over. And
+ * where a tracepoint does not keep another process from the CPU (since 7.0), so
+ * that the second can be skipped too, the third takes what the socket's storage
+ * does not know of.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_softirq, struct sock *sk, int old, int new)
@@ -117,17 +129,54 @@ int BPF_PROG(set_state_softirq, struct sock *sk, int old, int new)
 	return on_set_state(sk, old, new);
 }
 
+/* Takes a transition that no process's call makes, unless that is done. */
+static __always_inline void take_over(struct sock *sk, int old, int new)
+{
+	if (marked(sk, new))
+		return;
+	mark(sk, new);
+	ledger_add(taken_over);
+	on_set_state(sk, old, new);
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state, struct sock *sk, int old, int new)
 {
 	if (!is_transition(sk, old, new))
 		return 0;
+	keep_cpu();
+	if (sk->sk_lock.owned)
+		on_set_state(sk, old, new);
+	else
+		take_over(sk, old, new);
+	leave_cpu();
+	return 0;
+}
+
+static __always_inline void set_state_once_more(struct sock *sk, int old, int new)
+{
+	struct conn *c;
+
 	if (!sk->sk_lock.owned) {
-		if (marked(sk, new))
-			return 0;
-		ledger_add(taken_over);
+		take_over(sk, old, new);
+		return;
 	}
-	return on_set_state(sk, old, new);
+	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!c || c->handled == transition_id(old, new))
+		return;
+	ledger_add(taken_over);
+	on_set_state(sk, old, new);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_again, struct sock *sk, int old, int new)
+{
+	if (!is_transition(sk, old, new))
+		return 0;
+	keep_cpu();
+	set_state_once_more(sk, old, new);
+	leave_cpu();
+	return 0;
 }
 
 /* Looks at the mini-sockets in watch. Run by Go every so often. */

@@ -209,7 +209,9 @@ struct finwait_ledger {
 	__u64 handoff_full; /* mini-socket not linked: its start reads FIN_WAIT2 to CLOSE */
 	__u64 watch_full; /* mini-socket not watched: its next transition comes late */
 	__u64 unknown_state; /* transitions with a state number that no kernel has had so far */
-	__u64 taken_over; /* transitions that set_state_softirq was skipped for, and set_state took */
+	__u64 taken_over; /* transitions that a program on the tracepoint was skipped for, and the next took
+			   */
+	__u64 missed; /* transitions that all of them were skipped for, as the socket's next shows */
 	__u64 requests_full; /* half-open connections that found no room in requests */
 	__u64 completed_full; /* half-open connections not linked to their socket */
 	__u64 netns_full; /* transitions whose network namespace found no room in gauges */

@@ -58,7 +58,9 @@ struct conn {
 	__u32 claimed; /* it is in gauges */
 	__u8 held_old;
 	__u8 held_new;
-	__u8 __pad[2];
+	__u16 handled; /* the last transition that was, as transition_id says it */
+	__u8 state; /* that it is in since then; valid if claimed */
+	__u8 __pad[7];
 };
 
 /*

@@ -6,7 +6,7 @@
  * nothing where no such function is called.
  *
  * A program that interrupts itself on one CPU is skipped (see finwait.bpf.c).
- * Where a softirq can come in, two programs stand at the same place and do the
+ * Where a softirq or another process can come in, two programs stand at the same place and do the
  * same: when one is skipped the other runs, and what the first has done the
  * second finds done.
  */
@@ -45,14 +45,18 @@ static __always_inline void mini_made(struct sock *sk, __u64 addr)
 SEC("fexit/inet_twsk_alloc")
 int BPF_PROG(twsk_alloc, struct sock *sk, void *row, int state, struct inet_timewait_sock *tw)
 {
+	keep_cpu();
 	mini_made(sk, (__u64)tw);
+	leave_cpu();
 	return 0;
 }
 
 SEC("fexit/inet_twsk_alloc")
 int BPF_PROG(twsk_alloc_again, struct sock *sk, void *row, int state, struct inet_timewait_sock *tw)
 {
+	keep_cpu();
 	mini_made(sk, (__u64)tw);
+	leave_cpu();
 	return 0;
 }
 
@@ -230,28 +234,36 @@ static __always_inline void request_freed(void *ctx, __u64 addr)
 SEC("fentry/tcp_v4_reqsk_destructor")
 int BPF_PROG(reqsk_destructor4, struct request_sock *req)
 {
+	keep_cpu();
 	request_freed(ctx, (__u64)req);
+	leave_cpu();
 	return 0;
 }
 
 SEC("fentry/tcp_v4_reqsk_destructor")
 int BPF_PROG(reqsk_destructor4_again, struct request_sock *req)
 {
+	keep_cpu();
 	request_freed(ctx, (__u64)req);
+	leave_cpu();
 	return 0;
 }
 
 SEC("fentry/tcp_v6_reqsk_destructor")
 int BPF_PROG(reqsk_destructor6, struct request_sock *req)
 {
+	keep_cpu();
 	request_freed(ctx, (__u64)req);
+	leave_cpu();
 	return 0;
 }
 
 SEC("fentry/tcp_v6_reqsk_destructor")
 int BPF_PROG(reqsk_destructor6_again, struct request_sock *req)
 {
+	keep_cpu();
 	request_freed(ctx, (__u64)req);
+	leave_cpu();
 	return 0;
 }
 

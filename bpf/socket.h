@@ -147,6 +147,24 @@ static __always_inline bool claim_conn(struct conn *c)
 	return __sync_val_compare_and_swap(&c->claimed, 0, 1);
 }
 
+/* A socket's next transition is never the same as its last. */
+static __always_inline __u16 transition_id(int old, int new)
+{
+	return (__u16)(old << 8 | new);
+}
+
+/*
+ * A socket that leaves another state than the one it is known to be in has made
+ * a transition for which no program was run. The gauges follow.
+ */
+static __always_inline void catch_missed(const struct transition *t, const struct conn *c)
+{
+	if (c->state == t->old)
+		return;
+	ledger_add(missed);
+	gauge_move(t->net, t->tuple.netns, c->state, t->old);
+}
+
 /*
  * A socket in CLOSE is in no gauge. One that is older than the tracer, and not
  * claimed yet, is claimed by what it does.

@@ -85,6 +85,7 @@ type bpfFinwaitLedger struct {
 	WatchFull     uint64
 	UnknownState  uint64
 	TakenOver     uint64
+	Missed        uint64
 	RequestsFull  uint64
 	CompletedFull uint64
 	NetnsFull     uint64
@@ -209,6 +210,7 @@ const (
 	bpfProgReqskHashAdd          = "reqsk_hash_add"
 	bpfProgRetransmitSynack      = "retransmit_synack"
 	bpfProgSetState              = "set_state"
+	bpfProgSetStateAgain         = "set_state_again"
 	bpfProgSetStateSoftirq       = "set_state_softirq"
 	bpfProgSweepOrphans          = "sweep_orphans"
 	bpfProgTimerCancel           = "timer_cancel"
@@ -221,6 +223,7 @@ const (
 	bpfProgTwskDeschedule        = "twsk_deschedule"
 	bpfProgTwskDestructor        = "twsk_destructor"
 	bpfProgTwskSchedule          = "twsk_schedule"
+	bpfVarCanKeepCpu             = "can_keep_cpu"
 	bpfVarFilterAddr             = "filter_addr"
 	bpfVarFilterAddrLen          = "filter_addr_len"
 	bpfVarFilterByLport          = "filter_by_lport"
@@ -317,6 +320,7 @@ type bpfProgramSpecs struct {
 	ReqskHashAdd          *ebpf.ProgramSpec `ebpf:"reqsk_hash_add"`
 	RetransmitSynack      *ebpf.ProgramSpec `ebpf:"retransmit_synack"`
 	SetState              *ebpf.ProgramSpec `ebpf:"set_state"`
+	SetStateAgain         *ebpf.ProgramSpec `ebpf:"set_state_again"`
 	SetStateSoftirq       *ebpf.ProgramSpec `ebpf:"set_state_softirq"`
 	SweepOrphans          *ebpf.ProgramSpec `ebpf:"sweep_orphans"`
 	TimerCancel           *ebpf.ProgramSpec `ebpf:"timer_cancel"`
@@ -354,6 +358,7 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
+	CanKeepCpu       *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
 	FilterAddr       *ebpf.VariableSpec `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.VariableSpec `ebpf:"filter_addr_len"`
 	FilterByLport    *ebpf.VariableSpec `ebpf:"filter_by_lport"`
@@ -452,6 +457,7 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
+	CanKeepCpu       *ebpf.Variable `ebpf:"can_keep_cpu"`
 	FilterAddr       *ebpf.Variable `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.Variable `ebpf:"filter_addr_len"`
 	FilterByLport    *ebpf.Variable `ebpf:"filter_by_lport"`
@@ -510,6 +516,7 @@ type bpfPrograms struct {
 	ReqskHashAdd          *ebpf.Program `ebpf:"reqsk_hash_add"`
 	RetransmitSynack      *ebpf.Program `ebpf:"retransmit_synack"`
 	SetState              *ebpf.Program `ebpf:"set_state"`
+	SetStateAgain         *ebpf.Program `ebpf:"set_state_again"`
 	SetStateSoftirq       *ebpf.Program `ebpf:"set_state_softirq"`
 	SweepOrphans          *ebpf.Program `ebpf:"sweep_orphans"`
 	TimerCancel           *ebpf.Program `ebpf:"timer_cancel"`
@@ -539,6 +546,7 @@ func (p *bpfPrograms) Close() error {
 		p.ReqskHashAdd,
 		p.RetransmitSynack,
 		p.SetState,
+		p.SetStateAgain,
 		p.SetStateSoftirq,
 		p.SweepOrphans,
 		p.TimerCancel,

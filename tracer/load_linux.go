@@ -21,7 +21,7 @@ import (
 // the order in which they must: see bpf/finwait.bpf.c.
 const stateTracepoint = "inet_sock_set_state"
 
-var statePrograms = []string{"set_state_softirq", "set_state"}
+var statePrograms = []string{"set_state_softirq", "set_state", "set_state_again"}
 
 // claimProgram goes through the sockets of a network namespace (bpf/claim.h),
 // findProgram through the open files of the host (bpf/namespaces.h).
@@ -243,6 +243,9 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbol
 	values["jiffy_ns"] = jiffy
 	values["tier"] = uint8(with.evidence)
 	values["symbols"] = *syms
+	if values["can_keep_cpu"], err = kernelHas("bpf_preempt_disable"); err != nil {
+		return err
+	}
 	for name, value := range values {
 		variable, ok := spec.Variables[name]
 		if !ok {

@@ -66,12 +66,13 @@ type Ledger struct {
 	// the socket's next, and the kernel refused memory to remember them.
 	// Counters have them.
 	NotHeld uint64
-	// Recursion is the number of transitions that were missed because the
+	// Recursion is the number of transitions that were missed, because the
 	// kernel does not run a program that interrupts itself on one CPU (since
-	// Linux 6.1). They are missing from Counters and Seen too.
+	// Linux 6.1): of full sockets, those after which another transition shows
+	// the gap. They are missing from Counters and Seen too.
 	Recursion uint64
-	// TakenOver is the number of transitions that would have been, had not a
-	// second program been there for them. Nothing is missing of them.
+	// TakenOver is the number of transitions that would have been, had not
+	// another program been there for them. Nothing is missing of them.
 	TakenOver uint64
 	// Decode is the number of records that were not understood.
 	Decode uint64

@@ -275,6 +275,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.NotHeld += cpu.NotHeld
 		l.Unfollowed += cpu.Unfollowed
 		l.TakenOver += cpu.TakenOver
+		l.Recursion += cpu.Missed
 		l.HandoffFull += cpu.HandoffFull
 		l.WatchFull += cpu.WatchFull
 		l.UnknownState += cpu.UnknownState
@@ -285,21 +286,18 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.Stale += cpu.Stale
 		l.SYNCookies += cpu.SynCookies
 	}
-	l.Recursion, err = t.missed(l.TakenOver)
+	skipped, err := t.skipped()
+	l.Recursion += skipped
 	return l, err
 }
 
-// missed returns the number of transitions that no program was run for. The
-// kernel skips set_state_softirq when a softirq comes in while it lets a system
-// call's transition pass, and set_state takes over, and counts that. When it
-// skips set_state, the other has run: all that set_state must do alone is done
-// under the socket's lock, where another such cannot come in. The same holds of
-// two programs of a tier that stand at the same place.
-func (t *Tracer) missed(takenOver uint64) (uint64, error) {
+// skipped returns how often the kernel skipped a program of the tier that no
+// other stands in for.
+func (t *Tracer) skipped() (uint64, error) {
 	var skipped uint64
-	for _, name := range slices.Concat(t.tier.programs, statePrograms[:1]) {
+	for _, name := range t.tier.programs {
 		program := t.coll.Programs[name]
-		if program == nil || slices.Contains(t.tier.programs, name+"_again") || strings.HasSuffix(name, "_again") {
+		if program == nil || slices.Contains(t.tier.programs, name+again) || strings.HasSuffix(name, again) {
 			continue
 		}
 		stats, err := program.Stats()
@@ -308,8 +306,11 @@ func (t *Tracer) missed(takenOver uint64) (uint64, error) {
 		}
 		skipped += stats.RecursionMisses
 	}
-	return skipped - min(skipped, takenOver), nil
+	return skipped, nil
 }
+
+// again is how the name of a program ends that stands in for another.
+const again = "_again"
 
 // sweepRegularly does what has to be done every so often.
 func (t *Tracer) sweepRegularly() {

@@ -25,7 +25,7 @@ func writeLedger(w io.Writer, t *tracer.Tracer, p *printer) error {
 	}{
 		{l.RingFull, "lost: the buffer was full (give it more with --buffer); they are counted all the same"},
 		{l.NotHeld, "lost: the kernel refused memory to hold them until the socket has its addresses"},
-		{l.Recursion, "lost: the kernel skips a program that interrupts itself on one CPU"},
+		{l.Recursion, "lost: no program was run for them, since the kernel skips one that interrupts itself on one CPU"},
 		{l.Decode, "lost: the record was not understood"},
 		{l.UnknownState, "lost: a state that this version does not know"},
 		{unwritten, "lost: could not be written"},
