@@ -24,6 +24,12 @@ demo: build ## Build and show live transitions (root)
 test: ## Run all tests; those that need root are skipped without
 	go test -count=1 -p 1 ./...
 
+test-vm: ## Run the tests on other kernels, or on KERNEL, in virtual machines
+	./test/vm/run.sh $(KERNEL)
+
+vm-shell: ## Open a shell in a virtual machine with Linux KERNEL
+	./test/vm/run.sh --shell $(KERNEL)
+
 lint: ## Check formatting, vet, other systems, linters, shell scripts
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run 'make fmt'"; exit 1; }
 	$(CLANG_FORMAT) --dry-run -Werror bpf/*.c bpf/*.h
@@ -33,6 +39,7 @@ lint: ## Check formatting, vet, other systems, linters, shell scripts
 	GOOS=linux GOARCH=arm64 go vet ./...
 	$(GOLANGCI) run
 	shellcheck .ci/run test/all.sh
+	shellcheck -xa test/vm/run.sh test/vm/init test/vm/checks/*
 
 fmt: ## Format Go and C
 	gofmt -w .
@@ -62,4 +69,4 @@ bench-smoke: ## Run every benchmark once, so that they stay alive
 clean: ## Remove what was built
 	rm -f finwait
 
-.PHONY: help build demo test lint fmt generate check-generate fuzz bench bench-smoke clean
+.PHONY: help build demo test test-vm vm-shell lint fmt generate check-generate fuzz bench bench-smoke clean

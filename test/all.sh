@@ -6,9 +6,10 @@ cd "$(dirname "$0")/.."
 
 # ss and netstat are the tests' oracles; bpftool reads the maps as others would.
 # clang and libbpf's headers compile bpf/ anew, to see that the committed
-# objects are what it says.
+# objects are what it says. The last line is for the virtual machines.
 packages=(make git gcc libc6-dev iproute2 net-tools bpftool util-linux procps
-	clang-19 llvm-19 clang-format-19 libbpf-dev shellcheck)
+	clang-19 llvm-19 clang-format-19 libbpf-dev shellcheck
+	busybox-static cpio xz-utils kmod debian-archive-keyring)
 missing=()
 for package in "${packages[@]}"; do
 	status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
@@ -27,4 +28,5 @@ make test
 make bench-smoke
 # By number, since go ends a run by time with an error now and then.
 make fuzz FUZZTIME="${FUZZTIME:-3000x}"
+make test-vm
 echo "all tests passed"

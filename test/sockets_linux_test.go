@@ -266,15 +266,7 @@ func bareACK(from, to netip.AddrPort) []byte {
 func tcpChecksum(from, to netip.Addr, segment []byte) uint16 {
 	data := append(from.AsSlice(), to.AsSlice()...)
 	data = append(data, 0, unix.IPPROTO_TCP, 0, byte(len(segment)))
-	data = append(data, segment...)
-	var sum uint32
-	for i := 0; i < len(data); i += 2 {
-		sum += uint32(endian.BigEndian.Uint16(data[i:]))
-	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
+	return onesComplement(append(data, segment...))
 }
 
 // path is a walk through these states.
