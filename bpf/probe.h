@@ -131,6 +131,18 @@ int BPF_PROG(reqsk_hash_add, struct sock *sk, struct request_sock *req)
 	return 0;
 }
 
+/* What it is about to do, if it gives the half-open connection up: of that the stack may not tell. */
+SEC("fentry/reqsk_timer_handler")
+int BPF_PROG(reqsk_timer, struct timer_list *timer)
+{
+	__u64 addr = (__u64)timer - bpf_core_field_offset(struct request_sock, rsk_timer);
+	struct request *r = bpf_map_lookup_elem(&requests, &addr);
+
+	if (r)
+		r->reason = timer_reason(addr);
+	return 0;
+}
+
 /* Takes what has come in place of a request socket that was moved. */
 static __always_inline bool request_arrive(__u64 addr, struct request *r)
 {
@@ -213,6 +225,7 @@ static __always_inline void request_leave(const struct request *r)
 static __always_inline void request_freed(void *ctx, __u64 addr)
 {
 	struct request *found = bpf_map_lookup_elem(&requests, &addr), r = {};
+	__u32 by;
 
 	if (found) {
 		r = *found;
@@ -228,7 +241,8 @@ static __always_inline void request_freed(void *ctx, __u64 addr)
 		copy_freed(addr);
 		return;
 	}
-	request_drop(&r, bpf_ktime_get_ns(), request_reason(addr, callers(ctx)));
+	by = callers(ctx);
+	request_drop(&r, bpf_ktime_get_ns(), by ? request_reason(addr, by) : r.reason);
 }
 
 SEC("fentry/tcp_v4_reqsk_destructor")

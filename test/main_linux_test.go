@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	code := m.Run()
+	closeShared()
 	os.RemoveAll(binaryDir())
 	os.Exit(code)
 }

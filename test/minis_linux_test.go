@@ -39,7 +39,7 @@ var endings = []ending{
 
 // TestTimeWaitEndsEarly ends TIME_WAIT in every way but waiting.
 func TestTimeWaitEndsEarly(t *testing.T) {
-	rec := record(t, nil)
+	rec := shared(t)
 	for _, e := range endings {
 		for _, family := range families {
 			t.Run(e.name+"/"+family.String(), func(t *testing.T) { testEnding(t, rec.in(t), e, family) })
@@ -294,7 +294,7 @@ func TestTimeWaitLimit(t *testing.T) {
 		t.Run(family.String(), func(t *testing.T) {
 			l := newLoop(t, family)
 			l.ns.Sysctl("net.ipv4.tcp_max_tw_buckets", "5")
-			rec := l.record()
+			rec := shared(t)
 			all, want := l.makeTimeWaits(false)
 			for _, p := range all[limit:] {
 				walk := want[p.client.cookie]
@@ -317,7 +317,7 @@ func TestNetnsRemoved(t *testing.T) {
 	netns.RequireRoot(t)
 	for _, family := range families {
 		t.Run(family.String(), func(t *testing.T) {
-			rec := record(t, nil)
+			rec := shared(t)
 			var want walks
 			var ns *netns.NS
 			t.Run("namespace", func(t *testing.T) { // it is removed when this ends

@@ -48,11 +48,11 @@ func TestOrphanReset(t *testing.T) {
 		{"linger 0", tracer.ReasonRSTReceived, lingerZero, nothing},
 		{"data nobody will read", tracer.ReasonRSTSent, nothing, writeLate},
 	}
-	shared := record(t, nil)
+	rec := shared(t)
 	for _, reset := range resets {
 		for _, family := range families {
 			t.Run(reset.name+"/"+family.String(), func(t *testing.T) {
-				l, rec := newLoop(t, family), shared.in(t)
+				l, rec := newLoop(t, family), rec.in(t)
 				all, want := l.makeOrphans(rec, func(p pair) { reset.before(l, p) })
 				for _, p := range all {
 					reset.after(l, p)
@@ -94,7 +94,7 @@ func TestOrphanMovesAndEnds(t *testing.T) {
 	for _, family := range families {
 		t.Run(family.String(), func(t *testing.T) {
 			l := newLoop(t, family)
-			rec := l.record()
+			rec := shared(t)
 			all, want := l.makeOrphans(rec, func(pair) {})
 			var anew []pair
 			closed := map[uint64]time.Time{}
@@ -140,7 +140,7 @@ func TestOrphanMoves(t *testing.T) {
 		t.Run(family.String(), func(t *testing.T) {
 			l := newLoop(t, family)
 			l.ns.Sysctl("net.ipv4.tcp_fin_timeout", "3")
-			rec := l.record()
+			rec := shared(t)
 			all, want := l.makeOrphans(rec, func(pair) {})
 			closed := map[uint64]time.Time{}
 			for _, p := range all {

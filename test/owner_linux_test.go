@@ -151,7 +151,7 @@ func TestOwnerUnknown(t *testing.T) {
 			l := newLoop(t, family)
 			l.listen()
 			old := l.connectAll()
-			rec := l.record()
+			rec := record(t, nil)
 			want := walks{}
 			for _, p := range old {
 				l.closeInTurn(p.client, p.server)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-quicktest/qt"
 
+	"github.com/finwait/finwait/test/internal/netns"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -20,12 +21,22 @@ type recorder struct {
 	guards *guards
 	ended  chan struct{}
 	log    *eventLog
-	from   int // of the log, what came before is not for this test
+
+	isShared bool
+	from     int           // of the log, what came before is not for this test
+	before   tracer.Ledger // nor is this
 }
 
 type eventLog struct {
-	mu     sync.Mutex // guards events
+	mu     sync.Mutex // guards what follows
 	events []tracer.Event
+	err    error
+}
+
+func (l *eventLog) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
 }
 
 func (l *eventLog) add(ev *tracer.Event) {
@@ -34,19 +45,28 @@ func (l *eventLog) add(ev *tracer.Event) {
 	l.events = append(l.events, *ev)
 }
 
-// in returns the recorder for a test below the one that it was made for. It sees
-// what comes from now on: another namespace may have had its number before.
+// in returns the recorder for another test than the one that it was made for. It
+// sees what comes from now on: another namespace may have had its number before.
 func (r *recorder) in(t testing.TB) *recorder {
-	below := *r
-	below.t = t
-	below.from = len(r.seen())
-	return &below
+	other := *r
+	other.t = t
+	other.guards = watchGuards(t)
+	other.from = len(r.seen())
+	other.before = r.ledgerNow()
+	return &other
 }
 
 // record starts a tracer and keeps what it yields until the test ends.
 func record(t testing.TB, opts *tracer.Options) *recorder {
 	t.Helper()
-	guards := watchGuards(t)
+	r := startRecorder(t, opts)
+	r.guards = watchGuards(t)
+	t.Cleanup(func() { qt.Check(t, qt.IsNil(r.tracer.Close())) })
+	return r
+}
+
+func startRecorder(t testing.TB, opts *tracer.Options) *recorder {
+	t.Helper()
 	if opts == nil {
 		opts = &tracer.Options{}
 	}
@@ -55,21 +75,49 @@ func record(t testing.TB, opts *tracer.Options) *recorder {
 	}
 	tr, err := tracer.New(opts)
 	qt.Assert(t, qt.IsNil(err))
-	r := &recorder{t: t, tracer: tr, guards: guards, ended: make(chan struct{}), log: &eventLog{}}
+	r := &recorder{t: t, tracer: tr, ended: make(chan struct{}), log: &eventLog{}}
 	go func() {
 		defer close(r.ended)
 		for ev, err := range tr.Events(context.Background()) {
 			if err != nil {
-				t.Errorf("events: %v", err)
+				r.log.fail(err)
 				return
 			}
 			r.log.add(ev)
 		}
 	}()
-	t.Cleanup(func() { qt.Check(t, qt.IsNil(tr.Close())) })
 	_, err = tr.Gauges(t.Context()) // returns when what was there is claimed
 	qt.Assert(t, qt.IsNil(err))
 	return r
+}
+
+// common is the recorder of the tests that can do with one that others have
+// used before: to start a tracer is most of what they would take.
+var common struct {
+	mu  sync.Mutex // guards rec
+	rec *recorder
+}
+
+func shared(t testing.TB) *recorder {
+	t.Helper()
+	netns.RequireRoot(t)
+	common.mu.Lock()
+	defer common.mu.Unlock()
+	if common.rec == nil {
+		common.rec = startRecorder(t, nil)
+		common.rec.isShared = true
+	}
+	return common.rec.in(t)
+}
+
+// closeShared ends the common recorder; the next who asks gets another.
+func closeShared() {
+	common.mu.Lock()
+	defer common.mu.Unlock()
+	if common.rec != nil {
+		common.rec.tracer.Close()
+		common.rec = nil
+	}
 }
 
 // evidenceVar chooses the tier that all tests use, probe or timer; without it
@@ -114,20 +162,27 @@ func (r *recorder) await(n int, timeout time.Duration, keep func(*tracer.Event) 
 	}
 }
 
-// stop ends the tracing and returns all events. Nothing may have been lost.
+// stop ends the tracing, if it is for this test alone, and returns all events.
+// Nothing may have been lost.
 func (r *recorder) stop() []tracer.Event {
 	r.t.Helper()
-	qt.Assert(r.t, qt.IsNil(r.tracer.Detach()))
-	<-r.ended
-	ledger, err := r.tracer.Ledger()
-	qt.Assert(r.t, qt.IsNil(err))
-	if ledger.Recursion > 0 {
+	if !r.isShared {
+		qt.Assert(r.t, qt.IsNil(r.tracer.Detach()))
+		<-r.ended
+	}
+	ledger := r.ledgerNow()
+	if ledger.Recursion > r.before.Recursion {
 		r.guards.excuse(r.t)
 	}
-	qt.Check(r.t, qt.Equals(ledger.Lost(), 0), qt.Commentf("%+v", ledger))
-	qt.Check(r.t, qt.Equals(ledger.Impaired(), 0), qt.Commentf("%+v", ledger))
-	qt.Check(r.t, qt.Equals(ledger.Emitted, uint64(len(r.seen()))))
-	return r.seen()
+	qt.Check(r.t, qt.Equals(ledger.Lost(), r.before.Lost()), qt.Commentf("%+v", ledger))
+	qt.Check(r.t, qt.Equals(ledger.Impaired(), r.before.Impaired()), qt.Commentf("%+v", ledger))
+	if !r.isShared {
+		qt.Check(r.t, qt.Equals(ledger.Emitted, uint64(len(r.seen()))))
+	}
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
+	qt.Check(r.t, qt.IsNil(r.log.err))
+	return slices.Clone(r.log.events[r.from:])
 }
 
 func only(events []tracer.Event, keep func(*tracer.Event) bool) []tracer.Event {

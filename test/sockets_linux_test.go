@@ -62,12 +62,6 @@ func (l *loop) listen() {
 	})
 }
 
-// record records what happens in the namespace.
-func (l *loop) record() *recorder {
-	l.t.Helper()
-	return record(l.t, &tracer.Options{Filter: tracer.Filter{Netns: []uint32{l.ns.Inode()}}})
-}
-
 func (l *loop) must(what string, err error) {
 	l.t.Helper()
 	if err != nil {

@@ -42,27 +42,38 @@ func tellings(events []tracer.Event) map[string][]telling {
 	return told
 }
 
-// TestTiersAgree has both tiers watch the same traffic: they tell the same.
-func TestTiersAgree(t *testing.T) {
+// recordAll starts a recorder of each tier that this kernel takes. Where
+// FINWAIT_VM says that it takes both, it must.
+func recordAll(t *testing.T, buffer int) (recorders []*recorder) {
+	t.Helper()
 	netns.RequireRoot(t)
-	if _, err := tryTier(t, tracer.EvidenceProbe); err != nil {
-		skipWithoutProbes(t, err)
+	closeShared()
+	for _, evidence := range []tracer.Evidence{tracer.EvidenceProbe, tracer.EvidenceTimer} {
+		opts := &tracer.Options{Evidence: evidence, EventBuffer: buffer}
+		tr, err := tracer.New(opts)
+		if err == nil {
+			qt.Assert(t, qt.IsNil(tr.Close()))
+			recorders = append(recorders, record(t, opts))
+		} else if os.Getenv("FINWAIT_VM") != "" || evidence == tracer.EvidenceTimer {
+			t.Fatal(err)
+		}
 	}
+	return recorders
+}
+
+// TestTiers has all tiers that the kernel takes watch the same traffic, of every
+// kind. Each tells what the sockets did, each has the gauges that ss has, they
+// tell the same, and each of their programs has been run: one that is attached
+// and never called is of no use.
+func TestTiers(t *testing.T) {
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	qt.Assert(t, qt.IsNil(err))
+	defer stats.Close()
+	recorders := recordAll(t, 0)
 	spaces := map[uint32]bool{}
-	recorders := []*recorder{
-		record(t, &tracer.Options{Evidence: tracer.EvidenceProbe}),
-		record(t, &tracer.Options{Evidence: tracer.EvidenceTimer}),
-	}
 	for _, kind := range traffic.Kinds() {
 		for _, family := range families {
-			ns := netns.New(t)
-			if _, err := run(ns, kind, family); err != nil && !errors.Is(err, traffic.ErrUnsupported) {
-				t.Fatal(err)
-			}
-			spaces[ns.Inode()] = true
-			for _, rec := range recorders {
-				checkGauges(t, rec.tracer, ns, fmt.Sprint(kind.Name, " by ", rec.tracer.Evidence()))
-			}
+			spaces[checkKind(t, recorders, kind, family)] = true
 		}
 	}
 	for _, e := range halfOpenEndings {
@@ -79,85 +90,57 @@ func TestTiersAgree(t *testing.T) {
 			spaces[l.ns.Inode()] = true
 		}
 	}
-	time.Sleep(2 * tracer.SweepInterval)
-	var told []map[string][]telling
-	for _, rec := range recorders {
-		told = append(told, tellings(only(rec.stop(), func(ev *tracer.Event) bool { return spaces[ev.Netns] })))
-	}
-	qt.Check(t, qt.DeepEquals(told[1], told[0]))
-	qt.Check(t, qt.IsTrue(len(told[0]) > 1000), qt.Commentf("%d sockets", len(told[0])))
-}
-
-func tryTier(t testing.TB, evidence tracer.Evidence) (*tracer.Tracer, error) {
-	tr, err := tracer.New(&tracer.Options{Evidence: evidence})
-	if err == nil {
-		t.Cleanup(func() { qt.Check(t, qt.IsNil(tr.Close())) })
-	}
-	return tr, err
-}
-
-// skipWithoutProbes skips a test for a kernel that takes no probe; where
-// FINWAIT_VM says that it does, it fails it.
-func skipWithoutProbes(t testing.TB, err error) {
-	t.Helper()
-	if os.Getenv("FINWAIT_VM") != "" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
-}
-
-// TestEveryProgramRuns has one tracer see connections of every kind, and expects
-// each program of its tier to have been run: one that is attached and never
-// called is of no use.
-func TestEveryProgramRuns(t *testing.T) {
-	netns.RequireRoot(t)
-	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
-	qt.Assert(t, qt.IsNil(err))
-	defer stats.Close()
-	rec := record(t, nil)
-	for _, kind := range traffic.Kinds() {
-		for _, family := range families {
-			checkKind(t, rec, kind, family)
-		}
-	}
 	for _, family := range families {
 		migrateAndDrop(t, family)
 		l := newLoop(t, family)
 		l.makeTimeWaits(false)
 		l.kill("state", "time-wait")
 	}
-	checkAudit(t, rec.tracer)
-	cost, err := rec.tracer.Stats()
+	time.Sleep(2 * tracer.SweepInterval)
+	var told []map[string][]telling
+	for _, rec := range recorders {
+		checkAudit(t, rec.tracer)
+		checkRuns(t, rec.tracer)
+		told = append(told, tellings(only(rec.stop(), func(ev *tracer.Event) bool { return spaces[ev.Netns] })))
+		qt.Check(t, qt.IsTrue(len(told[0]) > 1000), qt.Commentf("%d sockets", len(told[0])))
+		qt.Check(t, qt.DeepEquals(told[len(told)-1], told[0]))
+	}
+}
+
+// checkRuns expects every program to have been run.
+func checkRuns(t *testing.T, tr *tracer.Tracer) {
+	t.Helper()
+	cost, err := tr.Stats()
 	qt.Assert(t, qt.IsNil(err))
 	for _, p := range cost.Programs {
 		qt.Check(t, qt.IsTrue(p.Runs > 0), qt.Commentf("%s (%s) has never run", p.Name, p.AttachedTo))
 	}
-	rec.stop()
 }
 
 // checkKind makes connections of a kind and holds what is told to what each
 // socket did.
-func checkKind(t *testing.T, rec *recorder, kind traffic.Kind, family tracer.Family) {
+func checkKind(t *testing.T, recorders []*recorder, kind traffic.Kind, family tracer.Family) (netnsInode uint32) {
 	t.Helper()
 	ns := netns.New(t)
 	res, err := run(ns, kind, family)
 	if errors.Is(err, traffic.ErrUnsupported) {
-		return
+		return 0
 	}
 	qt.Assert(t, qt.IsNil(err))
 	want := res.Cells()
-	events := rec.await(sum(want), patience, inNetns(ns.Inode()))
-	what := qt.Commentf("%s/%v", kind.Name, family)
-	if !maps.Equal(tally(events), want) {
-		rec.guards.excuse(t)
+	for _, rec := range recorders {
+		what := fmt.Sprintf("%s/%v by %v", kind.Name, family, rec.tracer.Evidence())
+		events := rec.await(sum(want), patience, inNetns(ns.Inode()))
+		if !maps.Equal(tally(events), want) {
+			rec.guards.excuse(t)
+		}
+		qt.Assert(t, qt.DeepEquals(tally(events), want), qt.Commentf("%s", what))
+		byTime(events)
+		checkWalks(t, res, events)
+		checkOwners(t, events)
+		checkGauges(t, rec.tracer, ns, what)
 	}
-	if !qt.Check(t, qt.DeepEquals(tally(events), want), what) {
-		return
-	}
-	byTime(events)
-	checkWalks(t, res, events)
-	checkOwners(t, events)
-	checkGauges(t, rec.tracer, ns, kind.Name+"/"+family.String())
+	return ns.Inode()
 }
 
 // migrateAndDrop has half-open connections move to another listener, when their

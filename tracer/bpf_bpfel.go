@@ -208,6 +208,7 @@ const (
 	bpfProgReqskDestructor6      = "reqsk_destructor6"
 	bpfProgReqskDestructor6Again = "reqsk_destructor6_again"
 	bpfProgReqskHashAdd          = "reqsk_hash_add"
+	bpfProgReqskTimer            = "reqsk_timer"
 	bpfProgRetransmitSynack      = "retransmit_synack"
 	bpfProgSetState              = "set_state"
 	bpfProgSetStateAgain         = "set_state_again"
@@ -318,6 +319,7 @@ type bpfProgramSpecs struct {
 	ReqskDestructor6      *ebpf.ProgramSpec `ebpf:"reqsk_destructor6"`
 	ReqskDestructor6Again *ebpf.ProgramSpec `ebpf:"reqsk_destructor6_again"`
 	ReqskHashAdd          *ebpf.ProgramSpec `ebpf:"reqsk_hash_add"`
+	ReqskTimer            *ebpf.ProgramSpec `ebpf:"reqsk_timer"`
 	RetransmitSynack      *ebpf.ProgramSpec `ebpf:"retransmit_synack"`
 	SetState              *ebpf.ProgramSpec `ebpf:"set_state"`
 	SetStateAgain         *ebpf.ProgramSpec `ebpf:"set_state_again"`
@@ -514,6 +516,7 @@ type bpfPrograms struct {
 	ReqskDestructor6      *ebpf.Program `ebpf:"reqsk_destructor6"`
 	ReqskDestructor6Again *ebpf.Program `ebpf:"reqsk_destructor6_again"`
 	ReqskHashAdd          *ebpf.Program `ebpf:"reqsk_hash_add"`
+	ReqskTimer            *ebpf.Program `ebpf:"reqsk_timer"`
 	RetransmitSynack      *ebpf.Program `ebpf:"retransmit_synack"`
 	SetState              *ebpf.Program `ebpf:"set_state"`
 	SetStateAgain         *ebpf.Program `ebpf:"set_state_again"`
@@ -544,6 +547,7 @@ func (p *bpfPrograms) Close() error {
 		p.ReqskDestructor6,
 		p.ReqskDestructor6Again,
 		p.ReqskHashAdd,
+		p.ReqskTimer,
 		p.RetransmitSynack,
 		p.SetState,
 		p.SetStateAgain,

@@ -2,6 +2,14 @@ package tracer
 
 import "time"
 
+// DetectOptions configures [Detect].
+type DetectOptions struct {
+	// Visit, if not nil, is called with a tracer of each tier that can be
+	// used, while it traces; Detect closes it afterwards. What that costs can
+	// be seen there without loading everything once more.
+	Visit func(*Tracer)
+}
+
 // Features says what a host offers for tracing: whether finwait works there,
 // how, by which evidence, and what is missing. It is a plain value. See
 // [Detect].
@@ -72,6 +80,8 @@ type TierFeatures struct {
 	Evidence Evidence
 	// Err is why it cannot be used, nil if it has been loaded and attached.
 	Err error
+	// Start is how long it took to load and attach. Valid only if Err is nil.
+	Start time.Duration
 	// Missing are the programs that it does without on this kernel. Not known,
 	// and empty, if Err is set.
 	Missing []MissingProgram

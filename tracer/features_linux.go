@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,18 +24,21 @@ import (
 // Detect finds out what this host offers for tracing. It asks the kernel and
 // the files in which it speaks of itself, loads and attaches each tier as [New]
 // does, and lets go of it again, so that nothing stays in the kernel; it takes
-// some tenths of a second.
+// some tenths of a second. A nil opts is the same as the zero value.
 //
 // What is missing, privileges too, is in the result and is no error. There is
 // an error if ctx is done first, and one that wraps [ErrNotSupported] if finwait
 // is not made for this system at all.
 //
 // It is safe for concurrent use.
-func Detect(ctx context.Context) (*Features, error) {
+func Detect(ctx context.Context, opts *DetectOptions) (*Features, error) {
+	if opts == nil {
+		opts = &DetectOptions{}
+	}
 	f := &Features{Capabilities: capabilities(), InitialUserNS: initialUserNS()}
 	f.readUname()
 	f.readHost(os.DirFS("/"))
-	if err := f.tryTiers(ctx); err != nil {
+	if err := f.tryTiers(ctx, opts.Visit); err != nil {
 		return nil, fmt.Errorf("detect features: %w", err)
 	}
 	switch {
@@ -44,7 +48,10 @@ func Detect(ctx context.Context) (*Features, error) {
 		f.SocketCookie = AnswerNo
 	}
 	f.CensusErr = tryCensus(ctx)
-	return f, ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("detect features: %w", err)
+	}
+	return f, nil
 }
 
 func (f *Features) readUname() {
@@ -133,7 +140,7 @@ func capabilities() []Capability {
 }
 
 // tryTiers loads each tier. It fails if ctx is done.
-func (f *Features) tryTiers(ctx context.Context) error {
+func (f *Features) tryTiers(ctx context.Context, visit func(*Tracer)) error {
 	syms, symsErr := readSymbols()
 	if symsErr != nil { // without them New does not begin
 		symsErr = fmt.Errorf("read symbols: %w", symsErr)
@@ -145,7 +152,7 @@ func (f *Features) tryTiers(ctx context.Context) error {
 		}
 		result := TierFeatures{Evidence: tier.evidence, Err: symsErr}
 		if result.Err == nil {
-			result.Missing, result.Err = tier.tryAll(&syms)
+			result.Err = result.try(tier, &syms, visit)
 		}
 		if result.Err != nil {
 			refused = andAlso(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, result.Err))
@@ -162,21 +169,25 @@ func (f *Features) tryTiers(ctx context.Context) error {
 	return nil
 }
 
-// tryAll starts a tracer of the tier, of the size that it would have, and
-// closes it.
-func (with tier) tryAll(syms *symbols) ([]MissingProgram, error) {
+// try starts a tracer of the tier, of the size that it would have, and closes
+// it.
+func (f *TierFeatures) try(with tier, syms *symbols, visit func(*Tracer)) error {
 	if err := with.symbols(syms); err != nil {
-		return nil, err
+		return err
 	}
 	if err := with.try(); err != nil {
-		return nil, err
+		return err
 	}
+	begin := time.Now()
 	t, err := start(&Options{AuditInterval: -1}, with, syms)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	missing, err := t.missingPrograms()
-	return missing, errors.Join(err, t.Close())
+	f.Start = time.Since(begin)
+	if f.Missing, err = t.missingPrograms(); err == nil && visit != nil {
+		visit(t)
+	}
+	return errors.Join(err, t.Close())
 }
 
 func (t *Tracer) missingPrograms() ([]MissingProgram, error) {

@@ -106,7 +106,8 @@ func TestMapMemory(t *testing.T) {
 // What Detect says is what New does.
 func TestDetect(t *testing.T) {
 	requireRoot(t)
-	f, err := Detect(context.Background())
+	var visited []Evidence
+	f, err := Detect(context.Background(), &DetectOptions{Visit: func(t *Tracer) { visited = append(visited, t.Evidence()) }})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.HasLen(f.Tiers, len(tiers)))
 	tr, err := New(nil)
@@ -122,6 +123,8 @@ func TestDetect(t *testing.T) {
 	qt.Check(t, qt.IsTrue(f.BTF))
 	for _, tier := range f.Tiers {
 		other, err := New(&Options{Evidence: tier.Evidence})
+		qt.Check(t, qt.Equals(slices.Contains(visited, tier.Evidence), tier.Err == nil))
+		qt.Check(t, qt.Equals(tier.Start > 0, tier.Err == nil))
 		qt.Assert(t, qt.Equals(tier.Err == nil, err == nil), qt.Commentf("%v: %v and %v", tier.Evidence, tier.Err, err))
 		if err == nil {
 			qt.Check(t, qt.IsNil(other.Close()))
@@ -133,7 +136,7 @@ func TestDetectWithoutPrivileges(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Skip("needs a user without privileges; test/ runs the command as one")
 	}
-	f, err := Detect(context.Background())
+	f, err := Detect(context.Background(), nil)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.ErrorIs(f.TracingErr, os.ErrPermission))
 	qt.Check(t, qt.IsNil(f.Chosen()))
@@ -146,7 +149,7 @@ func TestDetectWithoutPrivileges(t *testing.T) {
 func TestDetectCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_, err := Detect(ctx)
+	_, err := Detect(ctx, nil)
 	qt.Assert(t, qt.ErrorIs(err, context.Canceled))
 }
 

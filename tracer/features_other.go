@@ -9,7 +9,7 @@ import (
 )
 
 // Detect returns an error that wraps [ErrNotSupported].
-func Detect(context.Context) (*Features, error) {
+func Detect(context.Context, *DetectOptions) (*Features, error) {
 	return nil, fmt.Errorf("trace TCP states on %s/%s: %w", runtime.GOOS, runtime.GOARCH, ErrNotSupported)
 }
 

@@ -70,11 +70,11 @@ var tiers = []tier{
 		programs: []string{
 			"twsk_destructor", "tw_timer", "twsk_deschedule", "twsk_schedule", "twsk_alloc", "twsk_alloc_again",
 			"reqsk_destructor4", "reqsk_destructor4_again", "reqsk_destructor6", "reqsk_destructor6_again",
-			"complete_hashdance", "migrate_sock", "reqsk_hash_add",
+			"complete_hashdance", "migrate_sock", "reqsk_timer", "reqsk_hash_add",
 		},
 		// Missing before 5.14; static, and so may be called otherwise in a
 		// kernel to come; in a module where IPv6 is one.
-		optional: []string{"migrate_sock", "tw_timer", "reqsk_destructor6", "reqsk_destructor6_again"},
+		optional: []string{"migrate_sock", "tw_timer", "reqsk_timer", "reqsk_destructor6", "reqsk_destructor6_again"},
 		try:      tryProbe,
 		symbols:  func(*symbols) error { return nil }, // without them, some reasons are unknown
 	},
