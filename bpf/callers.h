@@ -34,7 +34,7 @@ static __always_inline __u32 symbol_at(__u64 ip)
  */
 static __noinline __u32 callers(void *ctx)
 {
-	__u64 ips[CALLERS_DEPTH];
+	__u64 ips[CALLERS_DEPTH] = {}; /* up to 6.2 the helper wants it written */
 	__u32 found = 0;
 	long size;
 

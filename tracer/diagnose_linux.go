@@ -62,14 +62,18 @@ func helperMissing() bool {
 	return errors.As(err, &refused)
 }
 
-// kallsymsHidden tells whether the load failed for the address of a symbol.
-// cilium/ebpf has no exported error for it, but names the file.
+// kallsymsHidden tells whether the timer tier was refused because the kernel
+// does not show where its functions lie.
 func kallsymsHidden(root fs.FS, err error) bool {
-	if !strings.Contains(err.Error(), "kallsyms") {
+	if !errors.Is(err, errNoSymbols) {
 		return false
 	}
-	first, _, _ := strings.Cut(read(root, "proc/kallsyms"), " ")
-	return strings.Trim(first, "0") == ""
+	kallsyms, err := root.Open("proc/kallsyms")
+	if err != nil {
+		return true
+	}
+	defer kallsyms.Close()
+	return symbolsShown(kallsyms) != AnswerYes
 }
 
 func exists(root fs.FS, name string) bool {

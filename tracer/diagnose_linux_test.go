@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 	"testing/fstest"
@@ -10,7 +11,7 @@ import (
 )
 
 func TestDiagnoseHost(t *testing.T) {
-	failure := errors.New("load programs: something about kallsyms")
+	failure := fmt.Errorf("evidence by timer: %w", errNoSymbols)
 	file := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
 	for _, test := range []struct {
 		name     string

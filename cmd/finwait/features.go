@@ -73,29 +73,24 @@ func runFeatures(cmd *cobra.Command, flags *featuresFlags) error {
 
 // takeFeatures looks at the host, and measures what can be measured.
 func takeFeatures(ctx context.Context, noMeasure bool) (*output.Features, error) {
-	host, err := tracer.Detect(ctx)
+	features := &output.Features{}
+	var opts tracer.DetectOptions
+	if !noMeasure {
+		opts.Visit = func(t *tracer.Tracer) {
+			cost, err := measure.Tracer(ctx, t)
+			features.Costs = append(features.Costs, output.TierCost{Evidence: t.Evidence(), Cost: cost, Err: err})
+		}
+	}
+	host, err := tracer.Detect(ctx, &opts)
 	if err != nil {
 		return nil, err
 	}
-	features := &output.Features{Host: host}
+	features.Host = host
 	switch {
 	case noMeasure:
 		features.NotMeasured = "--no-measure leaves it out"
-		return features, nil
 	case host.Chosen() == nil:
 		features.NotMeasured = "tracing does not work here"
-		return features, nil
-	}
-	for i := range host.Tiers {
-		if host.Tiers[i].Err != nil {
-			continue
-		}
-		evidence := host.Tiers[i].Evidence
-		cost, err := measure.Tier(ctx, evidence)
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		features.Costs = append(features.Costs, output.TierCost{Evidence: evidence, Cost: cost, Err: err})
 	}
 	return features, nil
 }

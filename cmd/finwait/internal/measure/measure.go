@@ -17,8 +17,6 @@ const connections = 200
 
 // Cost is what tracing by one tier costs. It is a plain value.
 type Cost struct {
-	// Start is how long the tracer took to load and attach.
-	Start time.Duration
 	// Programs is how many are loaded.
 	Programs int
 	// MapMemory is the kernel memory of its maps in bytes. Valid only if
@@ -55,22 +53,15 @@ func (c *Cost) PerTransition() (each time.Duration, known bool) {
 	return c.RunTime() / time.Duration(c.Transitions), true
 }
 
-// Tier traces for some tenths of a second with that evidence, and makes
-// connections in a network namespace of their own to have something to trace.
-// For that time the kernel's statistics of BPF programs are on, which makes
-// every program on the host a little slower.
+// Tracer has t trace connections, which it makes in a network namespace of
+// their own. For that time, some tenths of a second, the kernel's statistics of
+// BPF programs are on, which makes every program on the host a little slower.
 //
-// It needs what [tracer.New] needs; without CAP_SYS_ADMIN and CAP_NET_ADMIN
-// there is a Cost with a RunErr. Nothing stays in the kernel. If ctx is done
-// first, the error is that of ctx.
-func Tier(ctx context.Context, evidence tracer.Evidence) (*Cost, error) {
-	begin := time.Now()
-	t, err := tracer.New(&tracer.Options{Evidence: evidence, AuditInterval: -1})
-	if err != nil {
-		return nil, err
-	}
-	defer t.Close()
-	cost := &Cost{Start: time.Since(begin)}
+// Nothing else may ask for t's events meanwhile. Without CAP_SYS_ADMIN and
+// CAP_NET_ADMIN there is a Cost with a RunErr. If ctx is done first, the error
+// is that of ctx.
+func Tracer(ctx context.Context, t *tracer.Tracer) (*Cost, error) {
+	cost := &Cost{}
 	stats, err := t.Stats()
 	if err != nil {
 		return nil, err

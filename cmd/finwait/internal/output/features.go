@@ -53,13 +53,12 @@ func (f *Features) cost(evidence tracer.Evidence) *TierCost {
 //	symbols_shown        whether kallsyms shows addresses
 //	initial_user_ns      whether finwait runs in the initial user namespace
 //	capabilities         each with name, effective and purpose
-//	tiers                each with evidence, usable, error, chosen, missing (name
-//	                     and function of each program that it does without),
-//	                     cost and cost_error
+//	tiers                each with evidence, usable, error, chosen, start_ns (time to
+//	                     load and attach), missing (name and function of each
+//	                     program that it does without), cost and cost_error
 //
 // and those of cost:
 //
-//	start_ns             time to load and attach
 //	programs             number of programs
 //	map_bytes            kernel memory of all maps
 //	run_error            why the run time was not measured
@@ -113,6 +112,7 @@ type tierRecord struct {
 	Usable    bool            `json:"usable"`
 	Error     jsonText        `json:"error,omitempty"`
 	Chosen    bool            `json:"chosen"`
+	StartNS   int64           `json:"start_ns,omitempty"`
 	Missing   []missingRecord `json:"missing,omitempty"`
 	Cost      *costRecord     `json:"cost,omitempty"`
 	CostError jsonText        `json:"cost_error,omitempty"`
@@ -124,7 +124,6 @@ type missingRecord struct {
 }
 
 type costRecord struct {
-	StartNS         int64       `json:"start_ns"`
 	Programs        int         `json:"programs"`
 	MapBytes        *uint64     `json:"map_bytes,omitempty"`
 	RunError        jsonText    `json:"run_error,omitempty"`
@@ -182,6 +181,7 @@ func newTierRecord(f *Features, tier *tracer.TierFeatures) tierRecord {
 		Usable:   tier.Err == nil,
 		Error:    errorText(tier.Err),
 		Chosen:   tier == f.Host.Chosen(),
+		StartNS:  tier.Start.Nanoseconds(),
 	}
 	for _, m := range tier.Missing {
 		r.Missing = append(r.Missing, missingRecord(m))
@@ -196,7 +196,7 @@ func newCostRecord(c *measure.Cost) *costRecord {
 	if c == nil {
 		return nil
 	}
-	r := &costRecord{StartNS: c.Start.Nanoseconds(), Programs: c.Programs, RunError: errorText(c.RunErr)}
+	r := &costRecord{Programs: c.Programs, RunError: errorText(c.RunErr)}
 	if c.MapMemoryKnown {
 		r.MapBytes = &c.MapMemory
 	}

@@ -34,13 +34,13 @@ func bothTiers() *Features {
 			Symbols: tracer.AnswerYes, InitialUserNS: tracer.AnswerYes,
 			Capabilities: sampleCapabilities(true),
 			Tiers: []tracer.TierFeatures{
-				{Evidence: tracer.EvidenceProbe, Missing: []tracer.MissingProgram{{Name: "tw_timer", Function: "tw_timer_handler"}}},
-				{Evidence: tracer.EvidenceTimer},
+				{Evidence: tracer.EvidenceProbe, Start: 187 * time.Millisecond, Missing: []tracer.MissingProgram{{Name: "tw_timer", Function: "tw_timer_handler"}}},
+				{Evidence: tracer.EvidenceTimer, Start: 1187 * time.Millisecond},
 			},
 		},
 		Costs: []TierCost{
 			{Evidence: tracer.EvidenceProbe, Cost: &measure.Cost{
-				Start: 187 * time.Millisecond, Programs: 20, MapMemory: 73601968, MapMemoryKnown: true,
+				Programs: 20, MapMemory: 73601968, MapMemoryKnown: true,
 				Connections: 200, Transitions: 2613,
 				Runs: []tracer.ProgramStats{
 					{Name: "set_state", AttachedTo: "tp_btf/inet_sock_set_state", Runs: 2002, RunTime: 1142646},
@@ -49,7 +49,7 @@ func bothTiers() *Features {
 				},
 			}},
 			{Evidence: tracer.EvidenceTimer, Cost: &measure.Cost{
-				Start: 1187 * time.Millisecond, Programs: 12, RunErr: os.ErrPermission,
+				Programs: 12, RunErr: os.ErrPermission,
 			}},
 		},
 	}

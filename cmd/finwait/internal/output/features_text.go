@@ -28,7 +28,7 @@ func AppendFeaturesText(dst []byte, f *Features) []byte {
 		t.tier(&f.Host.Tiers[i], f.Host.Chosen())
 	}
 	for i := range f.Costs {
-		t.cost(&f.Costs[i])
+		t.cost(f.Host, &f.Costs[i])
 	}
 	if f.NotMeasured != "" {
 		t.heading("What tracing costs")
@@ -146,13 +146,17 @@ func (t *featuresText) tier(tier, chosen *tracer.TierFeatures) {
 	}
 }
 
-func (t *featuresText) cost(c *TierCost) {
+func (t *featuresText) cost(host *tracer.Features, c *TierCost) {
 	t.heading("What tracing by " + tierName(c.Evidence) + " costs")
 	if c.Err != nil {
 		t.row("", "not measured: "+string(errorText(c.Err)))
 		return
 	}
-	t.row("start", string(AppendDuration(nil, c.Cost.Start)))
+	for _, tier := range host.Tiers {
+		if tier.Evidence == c.Evidence {
+			t.row("start", string(AppendDuration(nil, tier.Start)))
+		}
+	}
 	t.row("programs", fmt.Sprint(c.Cost.Programs))
 	memory := "not known: kernels before Linux 6.4 do not tell it of all maps"
 	if c.Cost.MapMemoryKnown {
