@@ -5,7 +5,7 @@
 
 # Modules that the tests need, with whatever these need. What a kernel has
 # built in is no error.
-modules=(inet_diag tcp_diag)
+modules=(inet_diag tcp_diag tun)
 
 # The system's own programs for the tests and for whoever looks into a guest.
 # The first are needed.

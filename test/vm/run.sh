@@ -41,7 +41,6 @@ plan() {
 		for tier in ${tiers//,/ }; do
 			echo "$1 $tier $checks"
 		done
-		return
 	done <"$here/runs"
 }
 
@@ -132,19 +131,18 @@ report() {
 # summary GUESTS prints what failed, then all guests' checks as a table, and
 # fails if one failed or a guest has no report.
 summary() {
-	grep -hv '^= ' "$logs"/*/report || true
-	awk -v guests="$1" '
+	cat "$logs"/*/report | grep -v '^= ' || true
+	awk -v missing=$(($1 - $(find "$logs" -name report | wc -l))) '
 		function row(guest, check, passed, failed, skipped, seconds) {
 			printf "%-18s %-24s %7s %7s %7s %8s\n", guest, check, passed, failed, skipped, seconds
 		}
 		BEGIN { row("kernel/tier", "check", "passed", "failed", "skipped", "seconds") }
-		FNR == 1 { guests-- }
 		/^= / { row($2, $3, $4, $5, $6, $7); passed += $4; failed += $5; skipped += $6 }
 		END {
-			if (guests) print guests " guests have no report"
+			if (missing) print missing " guests have no report"
 			printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
-			exit !passed || failed || guests
-		}' "$logs"/*/report
+			exit !passed || failed || missing
+		}' <(cat "$logs"/*/report)
 }
 
 # matrix KERNEL... runs the tests on each kernel.
@@ -222,9 +220,19 @@ guest_shell() {
 	boot_shell "$work/run" "$work/run/initrd"
 }
 
-# shellcheck disable=SC2046,SC2317 # they are numbers; it is called at the end
+# shellcheck disable=SC2317 # stop calls it
+# end_children PID ends all that a process has started, the last first.
+end_children() {
+	local child
+	for child in $(pgrep -P "$1"); do
+		end_children "$child"
+		kill "$child" 2>/dev/null || true
+	done
+}
+
+# shellcheck disable=SC2317 # it is called at the end
 stop() {
-	kill $(jobs -p) 2>/dev/null || true
+	end_children $$
 	wait
 	rm -rf "$work"
 }
@@ -232,6 +240,7 @@ stop() {
 main() {
 	work=$(mktemp -d "${TMPDIR:-/tmp}/finwait-vm.XXXXXX")
 	trap stop EXIT
+	trap 'exit 130' INT TERM
 	case ${1-} in
 	--exec | --shell) in_guest "${1#--}" "${@:2}" ;;
 	-*) usage ;;
