@@ -94,23 +94,23 @@ static __always_inline void claim_mini(struct sock_common *skc)
 	m.state = state = mini_substate(addr);
 	m.gauged = 1;
 	seen(state);
-	placed = bpf_map_lookup_elem(&minis, &addr);
-	if (placed) {
+	placed = mini_find(addr);
+	if (placed && placed->state != CLOSE) {
 		if (placed->state == NOT_JOINED)
 			claim_unjoined(placed, addr);
 		return;
 	}
-	if (bpf_map_update_elem(&minis, &addr, &m, BPF_NOEXIST)) {
-		if (settled)
-			return; /* it was counted when it was made */
+	if (!placed && unfollowed_live > 0)
+		return; /* it was counted when it was made */
+	if (!mini_put(addr, &m, BPF_ANY)) {
 		ledger_add(unfollowed);
 		__sync_fetch_and_add(&walk_refused, 1);
 		return;
 	}
-	placed = bpf_map_lookup_elem(&minis, &addr);
+	placed = mini_find(addr);
 	if (!mini_there(addr) && placed &&
 	    __sync_val_compare_and_swap(&placed->state, state, CLOSE) == state) {
-		bpf_map_delete_elem(&minis, &addr);
+		mini_forget(addr);
 		return;
 	}
 	claimed_in(m.net, m.tuple.netns, state);
@@ -133,7 +133,7 @@ static __always_inline bool request_there(__u64 addr)
 static __always_inline void claim_request(struct sock_common *skc)
 {
 	__u64 addr = (__u64)skc;
-	struct request r = {};
+	struct request r = {}, *placed;
 
 	bpf_get_socket_cookie(skc);
 	read_request(&r, addr);
@@ -141,14 +141,15 @@ static __always_inline void claim_request(struct sock_common *skc)
 	r.gauged = 1;
 	r.who.role = ROLE_SERVER;
 	seen(NEW_SYN_RECV);
-	if (bpf_map_lookup_elem(&requests, &addr))
+	if (request_find(addr))
 		return;
-	if (bpf_map_update_elem(&requests, &addr, &r, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(&requests, &addr, &r, BPF_ANY)) {
 		ledger_add(requests_full);
 		__sync_fetch_and_add(&walk_refused, 1);
 		return;
 	}
-	if (!request_there(addr) && !bpf_map_delete_elem(&requests, &addr))
+	placed = request_find(addr);
+	if (!request_there(addr) && placed && request_claim(addr, placed))
 		return;
 	claimed_in(r.net, r.tuple.netns, NEW_SYN_RECV);
 }
@@ -188,7 +189,7 @@ int audit_minis(struct bpf_iter__bpf_map_elem *ctx)
 	if (!key)
 		return 0;
 	addr = *key;
-	m = bpf_map_lookup_elem(&minis, &addr);
+	m = mini_find(addr);
 	if (!m)
 		return 0;
 	if (same_mini(m, addr) && mini_there(addr)) {
@@ -205,8 +206,9 @@ int audit_minis(struct bpf_iter__bpf_map_elem *ctx)
 	if (m->gauged && state < CLOSE)
 		gauge_move(m->net, m->tuple.netns, state, CLOSE);
 	unwatch_mini(addr);
-	bpf_map_delete_elem(&minis, &addr);
-	ledger_add(stale);
+	mini_forget(addr);
+	if (state != CLOSE)
+		ledger_add(stale);
 	return 0;
 }
 
@@ -233,8 +235,10 @@ int audit_requests(struct bpf_iter__bpf_map_elem *ctx)
 		return 0;
 	}
 	was = *r;
-	if (bpf_map_delete_elem(&requests, &addr))
+	if (!request_claim(addr, r)) {
+		bpf_map_delete_elem(&requests, &addr);
 		return 0;
+	}
 	if (was.gauged)
 		gauge_move(was.net, was.tuple.netns, NEW_SYN_RECV, CLOSE);
 	ledger_add(stale);

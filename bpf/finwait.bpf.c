@@ -87,7 +87,7 @@ static __always_inline int on_set_state(struct sock *sk, int old, int new)
 	}
 	t.cookie = bpf_get_socket_cookie(sk);
 	if (may_leave_mini(old, new)) {
-		mini = mini_of(&t.tuple);
+		mini = mini_of(&t.tuple, c);
 		if (mini) {
 			mini_join(mini, c, claimed, &t);
 			return 0;
@@ -118,7 +118,7 @@ static __always_inline bool is_transition(const struct sock *sk, int old, int ne
  * transition pass, the second finds no mark of the first's and takes over. And
  * where a tracepoint does not keep another process from the CPU (since 7.0), so
  * that the second can be skipped too, the third takes what the socket's storage
- * does not know of.
+ * does not know of, and the fourth what that was skipped for.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_softirq, struct sock *sk, int old, int new)
@@ -170,6 +170,17 @@ static __always_inline void set_state_once_more(struct sock *sk, int old, int ne
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again, struct sock *sk, int old, int new)
+{
+	if (!is_transition(sk, old, new))
+		return 0;
+	keep_cpu();
+	set_state_once_more(sk, old, new);
+	leave_cpu();
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_last, struct sock *sk, int old, int new)
 {
 	if (!is_transition(sk, old, new))
 		return 0;

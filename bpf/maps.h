@@ -52,6 +52,7 @@ struct {
 /* What is known of a socket beyond what the kernel keeps. */
 struct conn {
 	__u64 since_ns; /* when it entered the state it is in; 0 if unknown */
+	__u64 mini; /* the mini-socket that is about to replace it (probe tier); 0 if there is none */
 	__u64 held_ns; /* when the held transition happened; 0 if none is held */
 	__u64 held_since_ns;
 	struct finwait_who who;
@@ -91,6 +92,8 @@ struct mini {
 	__u8 reason; /* of its end, if that is known before */
 	__u8 gauged; /* it is in gauges */
 	__u8 suspect; /* an audit found it gone */
+	__u8 stray; /* it is in no map */
+	__u8 __pad[7];
 };
 
 /*
@@ -107,6 +110,25 @@ struct {
 	__type(value, struct mini);
 } minis SEC(".maps");
 
+/*
+ * The mini-sockets that could not be put into minis when they were made: up to
+ * 6.6 a map that a softirq finds locked by whom it has interrupted refuses it
+ * (fixed by d35381aa73f7). Few, and so not sized by the loader.
+ * Full: ledger.unfollowed, as above.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct mini);
+} minis_aside SEC(".maps");
+
+/* How many were put there, so that nobody looks when there are none. */
+__u64 minis_put_aside;
+
+/* How many there are in gauges for which there was no room at all. */
+__s64 unfollowed_live;
+
 /* What is known of a half-open connection: a request socket. */
 struct request {
 	struct finwait_tuple tuple;
@@ -122,6 +144,8 @@ struct request {
 	__u8 reason;
 	__u8 suspect;
 	__u8 __pad[2];
+	__u32 taken; /* it is ended; the map may have refused to delete it */
+	__u32 __pad2;
 };
 
 /*

@@ -63,6 +63,33 @@ static __always_inline bool same_mini(const struct mini *m, __u64 addr)
 	       m->tuple.rport == bpf_ntohs(BPF_CORE_READ(tw, __tw_common.skc_dport));
 }
 
+/* What is known of the mini-socket at addr, or NULL. */
+static __always_inline struct mini *mini_find(__u64 addr)
+{
+	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+
+	if (!m && minis_put_aside)
+		m = bpf_map_lookup_elem(&minis_aside, &addr);
+	return m;
+}
+
+static __always_inline bool mini_put(__u64 addr, const struct mini *m, __u64 flags)
+{
+	long err = bpf_map_update_elem(&minis, &addr, m, flags);
+
+	if (err != -EBUSY)
+		return !err;
+	__sync_fetch_and_add(&minis_put_aside, 1);
+	return !bpf_map_update_elem(&minis_aside, &addr, m, flags);
+}
+
+/* One that the map refuses to delete is in CLOSE, and as good as gone. */
+static __always_inline void mini_forget(__u64 addr)
+{
+	if (bpf_map_delete_elem(&minis, &addr) && minis_put_aside)
+		bpf_map_delete_elem(&minis_aside, &addr);
+}
+
 static __always_inline void watch_mini(__u64 addr)
 {
 	__u8 one = 1;
@@ -143,16 +170,20 @@ static __always_inline void mini_begin(__u64 addr, struct mini *m)
 	m->state = NOT_JOINED;
 	m->since_ns = bpf_ktime_get_ns();
 	m->gauged = 1;
-	bpf_map_update_elem(&minis, &addr, m, BPF_ANY); /* no room: mini_join counts it */
-	if (bpf_map_update_elem(&handoff, &m->tuple, &addr, BPF_ANY))
-		ledger_add(handoff_full);
+	mini_put(addr, m, BPF_ANY); /* no room: mini_join counts it */
 }
 
 /* The mini-socket that has replaced the socket with this tuple, or 0. */
-static __always_inline __u64 mini_of(const struct finwait_tuple *tuple)
+static __always_inline __u64 mini_of(const struct finwait_tuple *tuple, struct conn *c)
 {
 	__u64 *found, addr;
 
+	if (tier == EVIDENCE_PROBE) {
+		addr = c ? c->mini : 0;
+		if (c)
+			c->mini = 0;
+		return addr;
+	}
 	found = bpf_map_lookup_elem(&handoff, tuple);
 	if (!found)
 		return 0;
@@ -167,6 +198,7 @@ static __always_inline void mini_stray(struct mini *m, __u64 addr)
 	read_mini(m, addr);
 	m->state = mini_substate(addr);
 	m->gauged = settled;
+	m->stray = 1;
 }
 
 /* The mini-socket is gone since time_ns. */
@@ -183,7 +215,10 @@ static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns, 
 	if (state >= CLOSE || !mini_move(m, state, CLOSE, time_ns, reason))
 		return;
 	unwatch_mini(addr);
-	bpf_map_delete_elem(&minis, &addr);
+	if (!m->stray)
+		mini_forget(addr);
+	else if (m->gauged && unfollowed_live > 0)
+		__sync_fetch_and_add(&unfollowed_live, -1);
 }
 
 /*
@@ -197,11 +232,13 @@ static __always_inline void mini_join(__u64 addr, const struct conn *c, bool cla
 	struct mini unfollowed = {}, *m;
 	__u32 state, substate = mini_substate(addr);
 
-	m = bpf_map_lookup_elem(&minis, &addr);
+	m = mini_find(addr);
 	if (!m) {
 		ledger_add(unfollowed);
 		m = &unfollowed;
 		mini_stray(m, addr);
+		if (m->gauged)
+			__sync_fetch_and_add(&unfollowed_live, 1);
 	}
 	m->cookie = t->cookie;
 	m->since_ns = c ? c->since_ns : 0;
@@ -233,7 +270,7 @@ static __always_inline void mini_rearm(struct mini *m, __u64 addr, __u64 now)
 /* Tells an orphan's move to TIME_WAIT, if it has moved. */
 static __always_inline void sweep_orphan(__u64 addr, __u64 now)
 {
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+	struct mini *m = mini_find(addr);
 
 	if (m && same_mini(m, addr))
 		catch_up(m, addr, now);

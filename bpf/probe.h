@@ -22,21 +22,22 @@ static __always_inline void mini_made(struct sock *sk, __u64 addr)
 {
 	struct scratch *here = scratch_here();
 	struct mini m = {}, *known;
+	struct conn *c;
 
 	if (!is_tcp(sk)) /* DCCP has mini-sockets too, up to 6.14 */
 		return;
 	if (here)
 		here->refused = addr ? 0 : (__u64)sk;
-	if (!addr)
+	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!addr || !c || c->mini == addr)
 		return;
+	c->mini = addr;
 	read_sock(&m.tuple, sk);
 	m.tuple.lport = source_port(sk);
 	m.family = sk->__sk_common.skc_family;
 	m.net = sk->__sk_common.skc_net.net->net_cookie;
 	m.cookie = m.tw_cookie = mini_cookie(addr);
-	known = bpf_map_lookup_elem(&minis, &addr);
-	if (known && known->state == NOT_JOINED && same_tuple(&known->tuple, &m.tuple))
-		return;
+	known = mini_find(addr);
 	if (known)
 		mini_end(known, addr, bpf_ktime_get_ns(), REASON_UNKNOWN);
 	mini_begin(addr, &m);
@@ -67,7 +68,7 @@ int BPF_PROG(twsk_schedule, struct inet_timewait_sock *tw, int timeo, bool rearm
 	__u64 addr = (__u64)tw;
 	struct mini *m;
 
-	m = rearm ? bpf_map_lookup_elem(&minis, &addr) : NULL;
+	m = rearm ? mini_find(addr) : NULL;
 	if (m)
 		mini_rearm(m, addr, bpf_ktime_get_ns());
 	return 0;
@@ -77,7 +78,7 @@ SEC("fentry/tw_timer_handler")
 int BPF_PROG(tw_timer, struct timer_list *timer)
 {
 	__u64 addr = (__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer);
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+	struct mini *m = mini_find(addr);
 
 	if (m)
 		m->reason = REASON_EXPIRED;
@@ -88,7 +89,7 @@ SEC("fentry/inet_twsk_deschedule_put")
 int BPF_PROG(twsk_deschedule, struct inet_timewait_sock *tw)
 {
 	__u64 addr = (__u64)tw;
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr);
+	struct mini *m = mini_find(addr);
 
 	if (m)
 		m->reason = early_reason(addr, callers(ctx));
@@ -100,7 +101,7 @@ SEC("fentry/tcp_twsk_destructor")
 int BPF_PROG(twsk_destructor, struct sock *sk)
 {
 	__u64 addr = (__u64)sk;
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr), stray = {};
+	struct mini *m = mini_find(addr), stray = {};
 
 	if (!m) {
 		m = &stray;
@@ -136,7 +137,7 @@ SEC("fentry/reqsk_timer_handler")
 int BPF_PROG(reqsk_timer, struct timer_list *timer)
 {
 	__u64 addr = (__u64)timer - bpf_core_field_offset(struct request_sock, rsk_timer);
-	struct request *r = bpf_map_lookup_elem(&requests, &addr);
+	struct request *r = request_find(addr);
 
 	if (r)
 		r->reason = timer_reason(addr);
@@ -183,7 +184,7 @@ int BPF_PROG(migrate_sock, struct sock *sk, struct sock *migrating, void *skb, s
 	__u64 addr = (__u64)migrating;
 	struct request *r;
 
-	r = other && !skb ? bpf_map_lookup_elem(&requests, &addr) : NULL;
+	r = other && !skb ? request_find(addr) : NULL;
 	if (!r || !here)
 		return 0;
 	r->migrating = 1;
@@ -205,7 +206,7 @@ static __always_inline void copy_freed(__u64 addr)
 	original = here->migrating;
 	here->migrating = 0;
 	read_request_tuple(&tuple, &family, addr);
-	r = bpf_map_lookup_elem(&requests, &original);
+	r = request_find(original);
 	if (r && same_tuple(&r->tuple, &tuple))
 		r->migrating = 0;
 }
@@ -224,12 +225,12 @@ static __always_inline void request_leave(const struct request *r)
  */
 static __always_inline void request_freed(void *ctx, __u64 addr)
 {
-	struct request *found = bpf_map_lookup_elem(&requests, &addr), r = {};
+	struct request *found = request_find(addr), r = {};
 	__u32 by;
 
 	if (found) {
 		r = *found;
-		if (bpf_map_delete_elem(&requests, &addr))
+		if (!request_claim(addr, found))
 			return;
 		if (r.migrating) {
 			r.migrating = 0;

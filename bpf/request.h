@@ -112,13 +112,29 @@ static __always_inline void request_begin(__u64 addr, struct request *r, bool te
 		gauge_move(r->net, r->tuple.netns, CLOSE, NEW_SYN_RECV);
 }
 
+static __always_inline struct request *request_find(__u64 addr)
+{
+	struct request *r = bpf_map_lookup_elem(&requests, &addr);
+
+	return r && !r->taken ? r : NULL;
+}
+
+/* Takes what was found out of the map, so that only one can end it. */
+static __always_inline bool request_claim(__u64 addr, struct request *found)
+{
+	if (__sync_val_compare_and_swap(&found->taken, 0, 1))
+		return false;
+	bpf_map_delete_elem(&requests, &addr);
+	return true;
+}
+
 /*
- * Takes the request socket out of requests into r, so that only one can end it.
- * One that is not there is read from the kernel.
+ * Takes the request socket out of requests into r. One that is not there is
+ * read from the kernel.
  */
 static __always_inline bool request_take(__u64 addr, struct request *r)
 {
-	struct request *found = bpf_map_lookup_elem(&requests, &addr);
+	struct request *found = request_find(addr);
 
 	if (!found) {
 		read_request(r, addr);
@@ -129,7 +145,7 @@ static __always_inline bool request_take(__u64 addr, struct request *r)
 	}
 	*r = *found;
 	request_refresh(r, addr);
-	return !bpf_map_delete_elem(&requests, &addr);
+	return request_claim(addr, found);
 }
 
 /* The half-open connection is given up. */

@@ -25,7 +25,7 @@ static __always_inline __u64 request_of_timer(struct timer_list *timer)
 /* Armed anew if it is known, else the birth of a mini-socket. */
 static __always_inline void mini_armed(__u64 addr)
 {
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr), born = {};
+	struct mini *m = mini_find(addr), born = {};
 	struct scratch *here = scratch_here();
 	__u64 now = bpf_ktime_get_ns();
 
@@ -43,6 +43,8 @@ static __always_inline void mini_armed(__u64 addr)
 		mini_end(m, addr, now, REASON_UNKNOWN);
 	read_mini(&born, addr);
 	mini_begin(addr, &born);
+	if (bpf_map_update_elem(&handoff, &born.tuple, &addr, BPF_ANY))
+		ledger_add(handoff_full);
 }
 
 /* Another listener has taken over what expiring is: all but the address stays. */
@@ -51,11 +53,12 @@ static __always_inline bool request_moved(__u64 addr, const struct finwait_tuple
 	__u64 old = here->expiring;
 	struct request *found, r;
 
-	found = old ? bpf_map_lookup_elem(&requests, &old) : NULL;
+	found = old ? request_find(old) : NULL;
 	if (!found || !same_tuple(&found->tuple, tuple))
 		return false;
 	here->expiring = 0;
 	r = *found;
+	found->taken = 1;
 	bpf_map_delete_elem(&requests, &old);
 	if (bpf_map_update_elem(&requests, &addr, &r, BPF_ANY))
 		ledger_add(requests_full);
@@ -65,7 +68,7 @@ static __always_inline bool request_moved(__u64 addr, const struct finwait_tuple
 /* Armed anew after it has run, or the birth of a half-open connection. */
 static __always_inline void request_armed(__u64 addr)
 {
-	struct request *known = bpf_map_lookup_elem(&requests, &addr), r = {};
+	struct request *known = request_find(addr), r = {};
 	struct scratch *here = scratch_here();
 
 	if (!here)
@@ -106,7 +109,7 @@ int BPF_PROG(timer_start, struct timer_list *timer)
  */
 static __always_inline void mini_cancelled(void *ctx, __u64 addr)
 {
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr), stray = {};
+	struct mini *m = mini_find(addr), stray = {};
 	struct scratch *here = scratch_here();
 	__u32 by = callers(ctx);
 
@@ -180,7 +183,7 @@ int BPF_PROG(timer_cancel, struct timer_list *timer)
 
 static __always_inline void mini_expired(__u64 addr)
 {
-	struct mini *m = bpf_map_lookup_elem(&minis, &addr), stray = {};
+	struct mini *m = mini_find(addr), stray = {};
 
 	if (!m) {
 		m = &stray;
@@ -192,7 +195,7 @@ static __always_inline void mini_expired(__u64 addr)
 /* Its handler is about to arm it anew, or to give it up. */
 static __always_inline void request_expires(__u64 addr)
 {
-	struct request *r = bpf_map_lookup_elem(&requests, &addr);
+	struct request *r = request_find(addr);
 	struct scratch *here = scratch_here();
 
 	if (!here)
@@ -235,9 +238,9 @@ int BPF_PROG(timer_expire_exit, struct timer_list *timer)
 	if (!here || !here->expiring || here->expiring != addr)
 		return 0;
 	here->expiring = 0;
-	found = bpf_map_lookup_elem(&requests, &addr);
+	found = request_find(addr);
 	r = found ? *found : here->stray;
-	if (!found || !bpf_map_delete_elem(&requests, &addr))
+	if (!found || request_claim(addr, found))
 		request_drop(&r, bpf_ktime_get_ns(), r.reason);
 	return 0;
 }
@@ -250,7 +253,7 @@ SEC("tp_btf/tcp_retransmit_synack")
 int BPF_PROG(retransmit_synack, struct sock *sk, struct request_sock *req)
 {
 	__u64 addr = (__u64)req;
-	struct request *r = bpf_map_lookup_elem(&requests, &addr);
+	struct request *r = request_find(addr);
 	struct conn *c;
 
 	if (!r || r->told)

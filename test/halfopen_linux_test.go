@@ -12,10 +12,7 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-var (
-	halfOpen     = path(tracer.StateClose, tracer.StateNewSynRecv)
-	halfOpenEnds = path(tracer.StateClose, tracer.StateNewSynRecv, tracer.StateClose)
-)
+var halfOpenEnds = path(tracer.StateClose, tracer.StateNewSynRecv, tracer.StateClose)
 
 // halfOpenEnding is a way in which half-open connections are given up.
 type halfOpenEnding struct {

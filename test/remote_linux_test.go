@@ -145,11 +145,6 @@ func (r *remote) ack(port uint16) {
 	r.segment(port, flagACK, remoteISN+1, r.awaitSynAck(port)+1)
 }
 
-// fin closes the remote's side of a connection in which it has sent nothing.
-func (r *remote) fin(port uint16) {
-	r.segment(port, flagFIN|flagACK, remoteISN+1, r.awaitSynAck(port)+1)
-}
-
 func (r *remote) awaitSynAck(port uint16) uint32 {
 	r.l.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {

@@ -193,6 +193,7 @@ const (
 	bpfMapMatrix                 = "matrix"
 	bpfMapMigrated               = "migrated"
 	bpfMapMinis                  = "minis"
+	bpfMapMinisAside             = "minis_aside"
 	bpfMapNetnsWritten           = "netns_written"
 	bpfMapRequests               = "requests"
 	bpfMapScratch                = "scratch"
@@ -212,6 +213,7 @@ const (
 	bpfProgRetransmitSynack      = "retransmit_synack"
 	bpfProgSetState              = "set_state"
 	bpfProgSetStateAgain         = "set_state_again"
+	bpfProgSetStateLast          = "set_state_last"
 	bpfProgSetStateSoftirq       = "set_state_softirq"
 	bpfProgSweepOrphans          = "sweep_orphans"
 	bpfProgTimerCancel           = "timer_cancel"
@@ -248,10 +250,12 @@ const (
 	bpfVarGaugeInserts           = "gauge_inserts"
 	bpfVarJiffyNs                = "jiffy_ns"
 	bpfVarMigrations             = "migrations"
+	bpfVarMinisPutAside          = "minis_put_aside"
 	bpfVarNetnsRun               = "netns_run"
 	bpfVarSettled                = "settled"
 	bpfVarSymbols                = "symbols"
 	bpfVarTier                   = "tier"
+	bpfVarUnfollowedLive         = "unfollowed_live"
 	bpfVarUnusedEvidence         = "unused_evidence"
 	bpfVarUnusedFlags            = "unused_flags"
 	bpfVarUnusedNetnsFile        = "unused_netns_file"
@@ -323,6 +327,7 @@ type bpfProgramSpecs struct {
 	RetransmitSynack      *ebpf.ProgramSpec `ebpf:"retransmit_synack"`
 	SetState              *ebpf.ProgramSpec `ebpf:"set_state"`
 	SetStateAgain         *ebpf.ProgramSpec `ebpf:"set_state_again"`
+	SetStateLast          *ebpf.ProgramSpec `ebpf:"set_state_last"`
 	SetStateSoftirq       *ebpf.ProgramSpec `ebpf:"set_state_softirq"`
 	SweepOrphans          *ebpf.ProgramSpec `ebpf:"sweep_orphans"`
 	TimerCancel           *ebpf.ProgramSpec `ebpf:"timer_cancel"`
@@ -350,6 +355,7 @@ type bpfMapSpecs struct {
 	Matrix       *ebpf.MapSpec `ebpf:"matrix"`
 	Migrated     *ebpf.MapSpec `ebpf:"migrated"`
 	Minis        *ebpf.MapSpec `ebpf:"minis"`
+	MinisAside   *ebpf.MapSpec `ebpf:"minis_aside"`
 	NetnsWritten *ebpf.MapSpec `ebpf:"netns_written"`
 	Requests     *ebpf.MapSpec `ebpf:"requests"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
@@ -384,10 +390,12 @@ type bpfVariableSpecs struct {
 	GaugeInserts     *ebpf.VariableSpec `ebpf:"gauge_inserts"`
 	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
 	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
+	MinisPutAside    *ebpf.VariableSpec `ebpf:"minis_put_aside"`
 	NetnsRun         *ebpf.VariableSpec `ebpf:"netns_run"`
 	Settled          *ebpf.VariableSpec `ebpf:"settled"`
 	Symbols          *ebpf.VariableSpec `ebpf:"symbols"`
 	Tier             *ebpf.VariableSpec `ebpf:"tier"`
+	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
 	UnusedEvidence   *ebpf.VariableSpec `ebpf:"unused_evidence"`
 	UnusedFlags      *ebpf.VariableSpec `ebpf:"unused_flags"`
 	UnusedNetnsFile  *ebpf.VariableSpec `ebpf:"unused_netns_file"`
@@ -431,6 +439,7 @@ type bpfMaps struct {
 	Matrix       *ebpf.Map `ebpf:"matrix"`
 	Migrated     *ebpf.Map `ebpf:"migrated"`
 	Minis        *ebpf.Map `ebpf:"minis"`
+	MinisAside   *ebpf.Map `ebpf:"minis_aside"`
 	NetnsWritten *ebpf.Map `ebpf:"netns_written"`
 	Requests     *ebpf.Map `ebpf:"requests"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
@@ -448,6 +457,7 @@ func (m *bpfMaps) Close() error {
 		m.Matrix,
 		m.Migrated,
 		m.Minis,
+		m.MinisAside,
 		m.NetnsWritten,
 		m.Requests,
 		m.Scratch,
@@ -483,10 +493,12 @@ type bpfVariables struct {
 	GaugeInserts     *ebpf.Variable `ebpf:"gauge_inserts"`
 	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
 	Migrations       *ebpf.Variable `ebpf:"migrations"`
+	MinisPutAside    *ebpf.Variable `ebpf:"minis_put_aside"`
 	NetnsRun         *ebpf.Variable `ebpf:"netns_run"`
 	Settled          *ebpf.Variable `ebpf:"settled"`
 	Symbols          *ebpf.Variable `ebpf:"symbols"`
 	Tier             *ebpf.Variable `ebpf:"tier"`
+	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`
 	UnusedEvidence   *ebpf.Variable `ebpf:"unused_evidence"`
 	UnusedFlags      *ebpf.Variable `ebpf:"unused_flags"`
 	UnusedNetnsFile  *ebpf.Variable `ebpf:"unused_netns_file"`
@@ -520,6 +532,7 @@ type bpfPrograms struct {
 	RetransmitSynack      *ebpf.Program `ebpf:"retransmit_synack"`
 	SetState              *ebpf.Program `ebpf:"set_state"`
 	SetStateAgain         *ebpf.Program `ebpf:"set_state_again"`
+	SetStateLast          *ebpf.Program `ebpf:"set_state_last"`
 	SetStateSoftirq       *ebpf.Program `ebpf:"set_state_softirq"`
 	SweepOrphans          *ebpf.Program `ebpf:"sweep_orphans"`
 	TimerCancel           *ebpf.Program `ebpf:"timer_cancel"`
@@ -551,6 +564,7 @@ func (p *bpfPrograms) Close() error {
 		p.RetransmitSynack,
 		p.SetState,
 		p.SetStateAgain,
+		p.SetStateLast,
 		p.SetStateSoftirq,
 		p.SweepOrphans,
 		p.TimerCancel,

@@ -87,6 +87,7 @@ const (
 	bpfTestMapMatrix           = "matrix"
 	bpfTestMapMigrated         = "migrated"
 	bpfTestMapMinis            = "minis"
+	bpfTestMapMinisAside       = "minis_aside"
 	bpfTestMapRequests         = "requests"
 	bpfTestMapScratch          = "scratch"
 	bpfTestMapWatch            = "watch"
@@ -113,8 +114,10 @@ const (
 	bpfTestVarFilterUid        = "filter_uid"
 	bpfTestVarFilterUidLen     = "filter_uid_len"
 	bpfTestVarMigrations       = "migrations"
+	bpfTestVarMinisPutAside    = "minis_put_aside"
 	bpfTestVarSettled          = "settled"
 	bpfTestVarTier             = "tier"
+	bpfTestVarUnfollowedLive   = "unfollowed_live"
 	bpfTestVarUnusedEmit       = "unused_emit"
 	bpfTestVarUnusedFilter     = "unused_filter"
 	bpfTestVarWatching         = "watching"
@@ -170,18 +173,19 @@ type bpfTestProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfTestMapSpecs struct {
-	Completed *ebpf.MapSpec `ebpf:"completed"`
-	Conns     *ebpf.MapSpec `ebpf:"conns"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Gauges    *ebpf.MapSpec `ebpf:"gauges"`
-	Handoff   *ebpf.MapSpec `ebpf:"handoff"`
-	Ledger    *ebpf.MapSpec `ebpf:"ledger"`
-	Matrix    *ebpf.MapSpec `ebpf:"matrix"`
-	Migrated  *ebpf.MapSpec `ebpf:"migrated"`
-	Minis     *ebpf.MapSpec `ebpf:"minis"`
-	Requests  *ebpf.MapSpec `ebpf:"requests"`
-	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
-	Watch     *ebpf.MapSpec `ebpf:"watch"`
+	Completed  *ebpf.MapSpec `ebpf:"completed"`
+	Conns      *ebpf.MapSpec `ebpf:"conns"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Gauges     *ebpf.MapSpec `ebpf:"gauges"`
+	Handoff    *ebpf.MapSpec `ebpf:"handoff"`
+	Ledger     *ebpf.MapSpec `ebpf:"ledger"`
+	Matrix     *ebpf.MapSpec `ebpf:"matrix"`
+	Migrated   *ebpf.MapSpec `ebpf:"migrated"`
+	Minis      *ebpf.MapSpec `ebpf:"minis"`
+	MinisAside *ebpf.MapSpec `ebpf:"minis_aside"`
+	Requests   *ebpf.MapSpec `ebpf:"requests"`
+	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
+	Watch      *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // bpfTestVariableSpecs contains global variables before they are loaded into the kernel.
@@ -209,8 +213,10 @@ type bpfTestVariableSpecs struct {
 	FilterUid        *ebpf.VariableSpec `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.VariableSpec `ebpf:"filter_uid_len"`
 	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
+	MinisPutAside    *ebpf.VariableSpec `ebpf:"minis_put_aside"`
 	Settled          *ebpf.VariableSpec `ebpf:"settled"`
 	Tier             *ebpf.VariableSpec `ebpf:"tier"`
+	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.VariableSpec `ebpf:"unused_emit"`
 	UnusedFilter     *ebpf.VariableSpec `ebpf:"unused_filter"`
 	Watching         *ebpf.VariableSpec `ebpf:"watching"`
@@ -236,18 +242,19 @@ func (o *bpfTestObjects) Close() error {
 //
 // It can be passed to loadBpfTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfTestMaps struct {
-	Completed *ebpf.Map `ebpf:"completed"`
-	Conns     *ebpf.Map `ebpf:"conns"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Gauges    *ebpf.Map `ebpf:"gauges"`
-	Handoff   *ebpf.Map `ebpf:"handoff"`
-	Ledger    *ebpf.Map `ebpf:"ledger"`
-	Matrix    *ebpf.Map `ebpf:"matrix"`
-	Migrated  *ebpf.Map `ebpf:"migrated"`
-	Minis     *ebpf.Map `ebpf:"minis"`
-	Requests  *ebpf.Map `ebpf:"requests"`
-	Scratch   *ebpf.Map `ebpf:"scratch"`
-	Watch     *ebpf.Map `ebpf:"watch"`
+	Completed  *ebpf.Map `ebpf:"completed"`
+	Conns      *ebpf.Map `ebpf:"conns"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Gauges     *ebpf.Map `ebpf:"gauges"`
+	Handoff    *ebpf.Map `ebpf:"handoff"`
+	Ledger     *ebpf.Map `ebpf:"ledger"`
+	Matrix     *ebpf.Map `ebpf:"matrix"`
+	Migrated   *ebpf.Map `ebpf:"migrated"`
+	Minis      *ebpf.Map `ebpf:"minis"`
+	MinisAside *ebpf.Map `ebpf:"minis_aside"`
+	Requests   *ebpf.Map `ebpf:"requests"`
+	Scratch    *ebpf.Map `ebpf:"scratch"`
+	Watch      *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *bpfTestMaps) Close() error {
@@ -261,6 +268,7 @@ func (m *bpfTestMaps) Close() error {
 		m.Matrix,
 		m.Migrated,
 		m.Minis,
+		m.MinisAside,
 		m.Requests,
 		m.Scratch,
 		m.Watch,
@@ -292,8 +300,10 @@ type bpfTestVariables struct {
 	FilterUid        *ebpf.Variable `ebpf:"filter_uid"`
 	FilterUidLen     *ebpf.Variable `ebpf:"filter_uid_len"`
 	Migrations       *ebpf.Variable `ebpf:"migrations"`
+	MinisPutAside    *ebpf.Variable `ebpf:"minis_put_aside"`
 	Settled          *ebpf.Variable `ebpf:"settled"`
 	Tier             *ebpf.Variable `ebpf:"tier"`
+	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.Variable `ebpf:"unused_emit"`
 	UnusedFilter     *ebpf.Variable `ebpf:"unused_filter"`
 	Watching         *ebpf.Variable `ebpf:"watching"`

@@ -21,7 +21,7 @@ import (
 // the order in which they must: see bpf/finwait.bpf.c.
 const stateTracepoint = "inet_sock_set_state"
 
-var statePrograms = []string{"set_state_softirq", "set_state", "set_state_again"}
+var statePrograms = []string{"set_state_softirq", "set_state", "set_state_again", "set_state_last"}
 
 // claimProgram goes through the sockets of a network namespace (bpf/claim.h),
 // findProgram through the open files of the host (bpf/namespaces.h).
