@@ -103,7 +103,7 @@ static __always_inline int on_set_state(struct sock *sk, int old, int new)
 
 static __always_inline bool is_transition(const struct sock *sk, int old, int new)
 {
-	return sk->sk_protocol == IPPROTO_TCP && old != new;
+	return attached && sk->sk_protocol == IPPROTO_TCP && old != new;
 }
 
 /*

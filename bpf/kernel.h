@@ -14,6 +14,10 @@
 /* include/uapi/linux/magic.h */
 #define NSFS_MAGIC 0x6e736673
 
+/* enum sock_flags of include/net/sock.h, as bits. */
+#define SOCK_DEAD (1 << 0)
+#define SOCK_DONE (1 << 1)
+
 /* TCP_TIMEWAIT_LEN of include/net/tcp.h, in seconds. */
 #define TIMEWAIT_SECONDS 60
 
@@ -107,6 +111,7 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
 	union {
+		unsigned long skc_flags;
 		struct sock *skc_listener; /* of a request socket */
 	};
 	union {

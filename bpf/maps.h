@@ -229,6 +229,13 @@ struct {
 __s64 watching;
 
 /*
+ * All programs are attached. Before, those on the tracepoint do nothing: a
+ * socket of which some see one transition, and none the next, would be lost.
+ * Set by Go.
+ */
+bool attached;
+
+/*
  * All that was there when the tracer was attached has been claimed: what is not
  * known to minis or requests now is there for want of room. Set by Go.
  */

@@ -319,7 +319,9 @@ static __always_inline bool death_row_full(const struct sock *sk)
 
 /*
  * Did the socket close because it could not be given a mini-socket? A reset
- * would have left an error, and a negative TCP_LINGER2 asks for none.
+ * would have left an error, and a negative TCP_LINGER2 asks for none. Where the
+ * kernel wants one, the peer has closed or nobody owns the socket; neither is so
+ * yet when a process closes with unread data.
  */
 static __always_inline bool time_wait_refused(const struct sock *sk)
 {
@@ -331,8 +333,9 @@ static __always_inline bool time_wait_refused(const struct sock *sk)
 		here->refused = 0;
 		return true;
 	}
-	return !BPF_CORE_READ(sk, sk_err) && BPF_CORE_READ((const struct tcp_sock *)sk, linger2) >= 0 &&
-	       death_row_full(sk);
+	return !BPF_CORE_READ(sk, sk_err) &&
+	       BPF_CORE_READ(sk, __sk_common.skc_flags) & (SOCK_DEAD | SOCK_DONE) &&
+	       BPF_CORE_READ((const struct tcp_sock *)sk, linger2) >= 0 && death_row_full(sk);
 }
 
 #endif

@@ -126,6 +126,7 @@ func checkStorm(t *testing.T, rec *recorder, all, anew []*storm, hidden int) {
 	checkAudit(t, tr)
 	for _, s := range anew {
 		s.timeWaits = s.countTimeWaits()
+		s.states = gaugesOf(t, tr, s.l.ns)
 	}
 	qt.Assert(t, qt.IsNil(tr.Detach()))
 	<-rec.ended
@@ -187,8 +188,8 @@ func checkIdentities(t *testing.T, s *storm, n *stormTally) {
 				out += count
 			}
 		}
-		if state != closed && state != tracer.StateListen {
-			t.Logf("%v: %d", state, in-out)
+		if state != closed {
+			equal("sockets in "+state.String(), in-out, s.states[state])
 		}
 	}
 	equal("tw", n.count(fin2, tw)+n.count(closing, tw)-n.count(tw, closed), s.timeWaits)
@@ -206,7 +207,9 @@ type storm struct {
 	over   atomic.Bool
 	work   sync.WaitGroup
 
-	timeWaits int // when the tracer was detached
+	// When the tracer was detached.
+	states    map[tracer.State]int
+	timeWaits int
 }
 
 func (s *storm) countTimeWaits() int {

@@ -226,6 +226,7 @@ const (
 	bpfProgTwskDeschedule        = "twsk_deschedule"
 	bpfProgTwskDestructor        = "twsk_destructor"
 	bpfProgTwskSchedule          = "twsk_schedule"
+	bpfVarAttached               = "attached"
 	bpfVarCanKeepCpu             = "can_keep_cpu"
 	bpfVarFilterAddr             = "filter_addr"
 	bpfVarFilterAddrLen          = "filter_addr_len"
@@ -366,6 +367,7 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
+	Attached         *ebpf.VariableSpec `ebpf:"attached"`
 	CanKeepCpu       *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
 	FilterAddr       *ebpf.VariableSpec `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.VariableSpec `ebpf:"filter_addr_len"`
@@ -469,6 +471,7 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
+	Attached         *ebpf.Variable `ebpf:"attached"`
 	CanKeepCpu       *ebpf.Variable `ebpf:"can_keep_cpu"`
 	FilterAddr       *ebpf.Variable `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.Variable `ebpf:"filter_addr_len"`

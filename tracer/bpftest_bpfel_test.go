@@ -93,6 +93,7 @@ const (
 	bpfTestMapWatch            = "watch"
 	bpfTestProgRunEmit         = "run_emit"
 	bpfTestProgRunFilter       = "run_filter"
+	bpfTestVarAttached         = "attached"
 	bpfTestVarFilterAddr       = "filter_addr"
 	bpfTestVarFilterAddrLen    = "filter_addr_len"
 	bpfTestVarFilterByLport    = "filter_by_lport"
@@ -192,6 +193,7 @@ type bpfTestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfTestVariableSpecs struct {
+	Attached         *ebpf.VariableSpec `ebpf:"attached"`
 	FilterAddr       *ebpf.VariableSpec `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.VariableSpec `ebpf:"filter_addr_len"`
 	FilterByLport    *ebpf.VariableSpec `ebpf:"filter_by_lport"`
@@ -279,6 +281,7 @@ func (m *bpfTestMaps) Close() error {
 //
 // It can be passed to loadBpfTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfTestVariables struct {
+	Attached         *ebpf.Variable `ebpf:"attached"`
 	FilterAddr       *ebpf.Variable `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.Variable `ebpf:"filter_addr_len"`
 	FilterByLport    *ebpf.Variable `ebpf:"filter_by_lport"`

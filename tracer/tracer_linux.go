@@ -142,7 +142,7 @@ func (t *Tracer) attach() error {
 		}
 		t.links = append(t.links, l)
 	}
-	return nil
+	return t.coll.Variables["attached"].Set(true)
 }
 
 func (t *Tracer) attachIter(program string, m *ebpf.Map) (err error) {
@@ -384,7 +384,7 @@ func (t *Tracer) detach() error {
 	if len(t.links) > 0 {
 		t.sweep() // what mini-sockets have not told yet
 	}
-	var errs []error
+	errs := []error{t.coll.Variables["attached"].Set(false)}
 	// In reverse, for the reason that attach gives.
 	for _, l := range slices.Backward(t.links) {
 		errs = append(errs, l.Close())
