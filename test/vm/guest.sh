@@ -15,13 +15,13 @@ machine() {
 
 # kernel_arguments prints what every kernel is told: to end at a panic, to show
 # warnings, to do without what an emulated CPU does not need. A CPU that waits
-# for the host is not locked up, hence no watchdog.
+# for the host is not locked up, hence no watchdog, and its clock is right.
 kernel_arguments() {
 	case $arch in
 	amd64) echo console=ttyS0 ;;
 	arm64) echo console=ttyAMA0 ;;
 	esac
-	echo "panic=-1 loglevel=5 mitigations=off nowatchdog random.trust_cpu=on"
+	echo "panic=-1 loglevel=5 mitigations=off nowatchdog random.trust_cpu=on tsc=reliable"
 }
 
 # emulate SECONDS INITRD ARG... becomes the emulator; 0 seconds are no limit.

@@ -109,8 +109,9 @@ run_guest() {
 	if fails "$dir/report.new"; then
 		# An emulated CPU stalls now and then for longer than any test waits.
 		say "$kernel $tier has failed, once more; see $dir/report.1"
-		cp "$dir/report.new" "$dir/report.1"
+		mv "$dir/report.new" "$dir/report.1"
 		attempt "$kernel/$tier" "$dir"
+		first_attempt "$dir/report.1" >>"$dir/report.new"
 	fi
 	rm "$dir/initrd"
 	mv "$dir/report.new" "$dir/report"
@@ -126,6 +127,12 @@ attempt() {
 # fails FILE tells whether a report has a failure.
 fails() {
 	awk '/^= / { failed += $5 } END { exit !failed }' "$1"
+}
+
+# first_attempt FILE prints what a report that is not the last one says has failed.
+first_attempt() {
+	echo "what failed at the first attempt, of which $1 has all:"
+	awk '/^= / && $5 { print "  " $2, $3 ": " $5 " failed" } /: failed: / { print "  " $0 }' "$1"
 }
 
 # report GUEST DIR prints what became of a guest: for each check a line "= GUEST
