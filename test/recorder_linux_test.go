@@ -39,6 +39,19 @@ func (l *eventLog) fail(err error) {
 	l.err = err
 }
 
+func (l *eventLog) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// all returns what has been added so far, which does not change any more.
+func (l *eventLog) all() []tracer.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.events
+}
+
 func (l *eventLog) add(ev *tracer.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -51,9 +64,21 @@ func (r *recorder) in(t testing.TB) *recorder {
 	other := *r
 	other.t = t
 	other.guards = watchGuards(t)
-	other.from = len(r.seen())
+	r.catchUp()
+	other.from = len(r.log.all())
 	other.before = r.ledgerNow()
 	return &other
+}
+
+// catchUp waits until all that was traced up to now has been read.
+func (r *recorder) catchUp() {
+	r.t.Helper()
+	emitted := r.ledgerNow().Emitted
+	for deadline := time.Now().Add(patience); uint64(len(r.log.all())) < emitted; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("%d of %d events have been read", len(r.log.all()), emitted)
+		}
+	}
 }
 
 // record starts a tracer and keeps what it yields until the test ends.
@@ -139,9 +164,7 @@ func wantedEvidence(t testing.TB) tracer.Evidence {
 }
 
 func (r *recorder) seen() []tracer.Event {
-	r.log.mu.Lock()
-	defer r.log.mu.Unlock()
-	return slices.Clone(r.log.events[r.from:])
+	return slices.Clone(r.log.all()[r.from:])
 }
 
 // await waits until n events are there that keep lets through.
@@ -179,10 +202,8 @@ func (r *recorder) stop() []tracer.Event {
 	if !r.isShared {
 		qt.Check(r.t, qt.Equals(ledger.Emitted, uint64(len(r.seen()))))
 	}
-	r.log.mu.Lock()
-	defer r.log.mu.Unlock()
-	qt.Check(r.t, qt.IsNil(r.log.err))
-	return slices.Clone(r.log.events[r.from:])
+	qt.Check(r.t, qt.IsNil(r.log.failure()))
+	return r.seen()
 }
 
 func only(events []tracer.Event, keep func(*tracer.Event) bool) []tracer.Event {
