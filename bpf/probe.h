@@ -96,7 +96,10 @@ int BPF_PROG(twsk_deschedule, struct inet_timewait_sock *tw)
 	return 0;
 }
 
-/* The last reference to the mini-socket is gone. */
+/*
+ * The last reference to the mini-socket is gone. inet_twsk_purge stands in the
+ * same file as inet_twsk_deschedule_put, and may have that inlined.
+ */
 SEC("fentry/tcp_twsk_destructor")
 int BPF_PROG(twsk_destructor, struct sock *sk)
 {
@@ -107,6 +110,8 @@ int BPF_PROG(twsk_destructor, struct sock *sk)
 		m = &stray;
 		mini_stray(m, addr);
 	}
+	if (!m->reason && callers(ctx) & CALLED_BY(TWSK_PURGE))
+		m->reason = REASON_NETNS_GONE;
 	mini_end(m, addr, bpf_ktime_get_ns(), m->reason);
 	return 0;
 }
