@@ -41,7 +41,7 @@ plan() {
 		for tier in ${tiers//,/ }; do
 			echo "$1 $tier $checks"
 		done
-	done <"$here/runs"
+	done <"$runs"
 }
 
 # tests_of CHECK prints the regular expression of the tests that are run.
