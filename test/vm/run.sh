@@ -8,6 +8,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/finwait/vm
 
 JOBS=${JOBS:-2}                      # guests at once
 RUN=${RUN:-}                         # a regular expression, to run some tests alone
+runs=$here/${RUNS:-runs}             # what is run where
 GUEST_SECONDS=${GUEST_SECONDS:-2400} # how long one may take
 
 say() { echo "vm: $*" >&2; }
