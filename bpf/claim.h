@@ -14,7 +14,6 @@
 /* What the walk has found, by state. Go sets them to 0 before and reads them after. */
 __u64 walk_seen[NUM_STATES];
 __u64 walk_claimed[NUM_STATES]; /* of those, the ones that were not in gauges */
-__u64 walk_refused; /* and could not be put there */
 
 static __always_inline void seen(__u32 state)
 {
@@ -42,7 +41,6 @@ static __always_inline void claim_socket(struct sock *sk)
 	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c) {
 		ledger_add(storage_failed);
-		__sync_fetch_and_add(&walk_refused, 1);
 		return;
 	}
 	if (c->claimed)
@@ -102,9 +100,8 @@ static __always_inline void claim_mini(struct sock_common *skc)
 	}
 	if (!placed && unfollowed_live > 0)
 		return; /* it was counted when it was made */
-	if (!mini_put(addr, &m, BPF_ANY)) {
+	if (!mini_put(addr, &m)) {
 		ledger_add(unfollowed);
-		__sync_fetch_and_add(&walk_refused, 1);
 		return;
 	}
 	placed = mini_find(addr);
@@ -120,8 +117,8 @@ static __always_inline void claim_mini(struct sock_common *skc)
 
 /*
  * The same for a request socket; whoever deletes it from the map has counted.
- * One whose timer runs at the moment is left alone: if it goes on, it is
- * claimed when the timer is armed anew.
+ * One whose timer runs at the moment is left alone: if it goes on, the next
+ * audit claims it.
  */
 static __always_inline bool request_there(__u64 addr)
 {
@@ -145,7 +142,6 @@ static __always_inline void claim_request(struct sock_common *skc)
 		return;
 	if (bpf_map_update_elem(&requests, &addr, &r, BPF_ANY)) {
 		ledger_add(requests_full);
-		__sync_fetch_and_add(&walk_refused, 1);
 		return;
 	}
 	placed = request_find(addr);

@@ -39,7 +39,7 @@ struct {
  * How many sockets are in each state, by network namespace. Key is the
  * namespace's cookie, which is never used again; a row for key 0 is there from
  * the start, for namespaces that find no room (ledger.netns_full).
- * Inserted by gauge_of; read by Go, which deletes the rows of namespaces that
+ * Inserted by gauge_insert; read by Go, which deletes the rows of namespaces that
  * are gone. Preallocated, as minis is.
  */
 struct {
@@ -165,9 +165,7 @@ struct {
 struct completed {
 	__u64 child; /* address of the socket that goes on */
 	__u64 since_ns;
-	__u64 cookie;
-	__u32 told;
-	__u32 __pad;
+	__u64 told;
 };
 
 /*
@@ -186,7 +184,7 @@ struct {
 /*
  * Half-open connections that another listener has taken over, of which the new
  * request socket is not known yet (probe tier). Key is the tuple. Inserted by
- * request_migrated, deleted by request_found.
+ * request_leave, deleted by request_arrive.
  * Full: ledger.requests_full.
  */
 struct {
@@ -201,7 +199,8 @@ __s64 migrations;
 
 /*
  * From the making of a mini-socket to the FIN_WAIT2 to CLOSE of the socket it
- * replaces, a few microseconds: key is the tuple, which both have, value the
+ * replaces, a few microseconds (timer tier; the probe tier has the socket, and
+ * uses conn.mini): key is the tuple, which both have, value the
  * address of the mini-socket. Inserted by the first, deleted by the second.
  * Full: ledger.handoff_full.
  */

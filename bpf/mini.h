@@ -73,14 +73,14 @@ static __always_inline struct mini *mini_find(__u64 addr)
 	return m;
 }
 
-static __always_inline bool mini_put(__u64 addr, const struct mini *m, __u64 flags)
+static __always_inline bool mini_put(__u64 addr, const struct mini *m)
 {
-	long err = bpf_map_update_elem(&minis, &addr, m, flags);
+	long err = bpf_map_update_elem(&minis, &addr, m, BPF_ANY);
 
 	if (err != -EBUSY)
 		return !err;
 	__sync_fetch_and_add(&minis_put_aside, 1);
-	return !bpf_map_update_elem(&minis_aside, &addr, m, flags);
+	return !bpf_map_update_elem(&minis_aside, &addr, m, BPF_ANY);
 }
 
 /* One that the map refuses to delete is in CLOSE, and as good as gone. */
@@ -170,7 +170,7 @@ static __always_inline void mini_begin(__u64 addr, struct mini *m)
 	m->state = NOT_JOINED;
 	m->since_ns = bpf_ktime_get_ns();
 	m->gauged = 1;
-	mini_put(addr, m, BPF_ANY); /* no room: mini_join counts it */
+	mini_put(addr, m); /* no room: mini_join counts it */
 }
 
 /* The mini-socket that has replaced the socket with this tuple, or 0. */

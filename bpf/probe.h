@@ -6,9 +6,9 @@
  * nothing where no such function is called.
  *
  * A program that interrupts itself on one CPU is skipped (see finwait.bpf.c).
- * Where a softirq or another process can come in, two programs stand at the same place and do the
- * same: when one is skipped the other runs, and what the first has done the
- * second finds done.
+ * Where a softirq or another process can come in, two programs stand at the same
+ * place and do the same: when one is skipped the other runs, and what the first
+ * has done the second finds done.
  */
 #ifndef FINWAIT_PROBE_H
 #define FINWAIT_PROBE_H

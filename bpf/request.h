@@ -161,7 +161,7 @@ static __always_inline void request_drop(struct request *r, __u64 time_ns, __u8 
 /* Its handshake is complete: the socket at child goes on. */
 static __always_inline void request_complete(const struct request *r, __u64 child)
 {
-	struct completed c = {.child = child, .since_ns = r->since_ns, .cookie = r->cookie, .told = r->told};
+	struct completed c = {.child = child, .since_ns = r->since_ns, .told = r->told};
 
 	if (r->gauged)
 		gauge_move(r->net, r->tuple.netns, NEW_SYN_RECV, CLOSE);

@@ -266,7 +266,6 @@ const (
 	bpfVarUnusedState            = "unused_state"
 	bpfVarUnusedSymbol           = "unused_symbol"
 	bpfVarWalkClaimed            = "walk_claimed"
-	bpfVarWalkRefused            = "walk_refused"
 	bpfVarWalkSeen               = "walk_seen"
 	bpfVarWatching               = "watching"
 )
@@ -407,7 +406,6 @@ type bpfVariableSpecs struct {
 	UnusedState      *ebpf.VariableSpec `ebpf:"unused_state"`
 	UnusedSymbol     *ebpf.VariableSpec `ebpf:"unused_symbol"`
 	WalkClaimed      *ebpf.VariableSpec `ebpf:"walk_claimed"`
-	WalkRefused      *ebpf.VariableSpec `ebpf:"walk_refused"`
 	WalkSeen         *ebpf.VariableSpec `ebpf:"walk_seen"`
 	Watching         *ebpf.VariableSpec `ebpf:"watching"`
 }
@@ -511,7 +509,6 @@ type bpfVariables struct {
 	UnusedState      *ebpf.Variable `ebpf:"unused_state"`
 	UnusedSymbol     *ebpf.Variable `ebpf:"unused_symbol"`
 	WalkClaimed      *ebpf.Variable `ebpf:"walk_claimed"`
-	WalkRefused      *ebpf.Variable `ebpf:"walk_refused"`
 	WalkSeen         *ebpf.Variable `ebpf:"walk_seen"`
 	Watching         *ebpf.Variable `ebpf:"watching"`
 }
