@@ -48,7 +48,7 @@ static __always_inline bool is_birth(__u8 old, __u8 new)
  * A clone's old state is its listener's (inet_csk_clone_lock), which has not
  * left LISTEN; what is true is that the socket was not there before.
  */
-static __always_inline int on_set_state(struct sock *sk, int old, int new)
+static __always_inline int on_set_state(void *ctx, struct sock *sk, int old, int new)
 {
 	__u16 id = transition_id(old, new);
 	struct transition t = {};
@@ -92,7 +92,7 @@ static __always_inline int on_set_state(struct sock *sk, int old, int new)
 			mini_join(mini, c, claimed, &t);
 			return 0;
 		}
-		if (time_wait_refused(sk))
+		if (time_wait_refused(ctx, sk))
 			t.reason = REASON_TIME_WAIT_REFUSED;
 	}
 	gauge_socket(&t, c, claimed);
@@ -126,17 +126,17 @@ int BPF_PROG(set_state_softirq, struct sock *sk, int old, int new)
 	if (sk->sk_lock.owned || !is_transition(sk, old, new))
 		return 0;
 	mark(sk, new);
-	return on_set_state(sk, old, new);
+	return on_set_state(ctx, sk, old, new);
 }
 
 /* Takes a transition that no process's call makes, unless that is done. */
-static __always_inline void take_over(struct sock *sk, int old, int new)
+static __always_inline void take_over(void *ctx, struct sock *sk, int old, int new)
 {
 	if (marked(sk, new))
 		return;
 	mark(sk, new);
 	ledger_add(taken_over);
-	on_set_state(sk, old, new);
+	on_set_state(ctx, sk, old, new);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -146,26 +146,26 @@ int BPF_PROG(set_state, struct sock *sk, int old, int new)
 		return 0;
 	keep_cpu();
 	if (sk->sk_lock.owned)
-		on_set_state(sk, old, new);
+		on_set_state(ctx, sk, old, new);
 	else
-		take_over(sk, old, new);
+		take_over(ctx, sk, old, new);
 	leave_cpu();
 	return 0;
 }
 
-static __always_inline void set_state_once_more(struct sock *sk, int old, int new)
+static __always_inline void set_state_once_more(void *ctx, struct sock *sk, int old, int new)
 {
 	struct conn *c;
 
 	if (!sk->sk_lock.owned) {
-		take_over(sk, old, new);
+		take_over(ctx, sk, old, new);
 		return;
 	}
 	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c || c->handled == transition_id(old, new))
 		return;
 	ledger_add(taken_over);
-	on_set_state(sk, old, new);
+	on_set_state(ctx, sk, old, new);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -174,7 +174,7 @@ int BPF_PROG(set_state_again, struct sock *sk, int old, int new)
 	if (!is_transition(sk, old, new))
 		return 0;
 	keep_cpu();
-	set_state_once_more(sk, old, new);
+	set_state_once_more(ctx, sk, old, new);
 	leave_cpu();
 	return 0;
 }
@@ -185,7 +185,7 @@ int BPF_PROG(set_state_last, struct sock *sk, int old, int new)
 	if (!is_transition(sk, old, new))
 		return 0;
 	keep_cpu();
-	set_state_once_more(sk, old, new);
+	set_state_once_more(ctx, sk, old, new);
 	leave_cpu();
 	return 0;
 }

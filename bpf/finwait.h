@@ -186,6 +186,7 @@ enum finwait_symbol {
 	SYMBOL_TCP_ABORT,
 	SYMBOL_DIAG_DESTROY,
 	SYMBOL_TWSK_SCHEDULE,
+	SYMBOL_TCP_TIME_WAIT,
 	/* Beyond these the stack is that of whoever was interrupted. */
 	SYMBOL_RUN_TIMER_SOFTIRQ,
 	SYMBOL_HANDLE_SOFTIRQS,

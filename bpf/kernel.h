@@ -14,10 +14,6 @@
 /* include/uapi/linux/magic.h */
 #define NSFS_MAGIC 0x6e736673
 
-/* enum sock_flags of include/net/sock.h, as bits. */
-#define SOCK_DEAD (1 << 0)
-#define SOCK_DONE (1 << 1)
-
 /* TCP_TIMEWAIT_LEN of include/net/tcp.h, in seconds. */
 #define TIMEWAIT_SECONDS 60
 
@@ -50,18 +46,7 @@ typedef struct {
 } refcount_t;
 
 /* include/net/netns/ipv4.h */
-struct inet_timewait_death_row {
-	refcount_t tw_refcount;
-	int sysctl_max_tw_buckets;
-};
-
-/* Up to 5.17 it counts otherwise. */
-struct inet_timewait_death_row___v5 {
-	atomic_t tw_count;
-};
-
 struct netns_ipv4 {
-	struct inet_timewait_death_row tcp_death_row;
 	unsigned char sysctl_tcp_synack_retries; /* an int up to 5.12 */
 	unsigned char sysctl_tcp_abort_on_overflow; /* an int up to 5.12 */
 };
@@ -111,7 +96,6 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
 	union {
-		unsigned long skc_flags;
 		struct sock *skc_listener; /* of a request socket */
 	};
 	union {
@@ -129,7 +113,6 @@ struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
-	int sk_err;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
 };
@@ -161,7 +144,6 @@ struct inet_connection_sock {
 /* include/linux/tcp.h */
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
-	int linger2;
 	__u8 syn_data_acked : 1;
 };
 

@@ -299,43 +299,17 @@ static __always_inline __u8 early_reason(__u64 addr, __u32 by)
 	return REASON_UNKNOWN;
 }
 
-/* Has the kernel as many mini-sockets as it may have in this namespace? */
-static __always_inline bool death_row_full(const struct sock *sk)
-{
-	struct net *net = sk->__sk_common.skc_net.net;
-	struct inet_timewait_death_row *row =
-		(void *)__builtin_preserve_access_index(&net->ipv4.tcp_death_row);
-	__u32 count;
-
-	/* 5.18 to 6.0 have a pointer to it (fbb8295248e1, undone by e9bd0cca09d1). */
-	if (bpf_core_field_size(net->ipv4.tcp_death_row) == sizeof(void *))
-		bpf_core_read(&row, sizeof(row), row);
-	if (bpf_core_field_exists(row->tw_refcount))
-		count = BPF_CORE_READ(row, tw_refcount.refs.counter) - 1;
-	else
-		count = BPF_CORE_READ((struct inet_timewait_death_row___v5 *)row, tw_count.counter);
-	return count >= (__u32)BPF_CORE_READ(row, sysctl_max_tw_buckets);
-}
-
-/*
- * Did the socket close because it could not be given a mini-socket? A reset
- * would have left an error, and a negative TCP_LINGER2 asks for none. Where the
- * kernel wants one, the peer has closed or nobody owns the socket; neither is so
- * yet when a process closes with unread data.
- */
-static __always_inline bool time_wait_refused(const struct sock *sk)
+/* Did the socket, of which no mini-socket has come, ask for one? */
+static __always_inline bool time_wait_refused(void *ctx, const struct sock *sk)
 {
 	struct scratch *here = scratch_here();
 
-	if (tier == EVIDENCE_PROBE) {
-		if (!here || here->refused != (__u64)sk)
-			return false;
-		here->refused = 0;
-		return true;
-	}
-	return !BPF_CORE_READ(sk, sk_err) &&
-	       BPF_CORE_READ(sk, __sk_common.skc_flags) & (SOCK_DEAD | SOCK_DONE) &&
-	       BPF_CORE_READ((const struct tcp_sock *)sk, linger2) >= 0 && death_row_full(sk);
+	if (tier == EVIDENCE_TIMER)
+		return in_time_wait(ctx);
+	if (!here || here->refused != (__u64)sk)
+		return false;
+	here->refused = 0;
+	return true;
 }
 
 #endif

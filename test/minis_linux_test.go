@@ -312,6 +312,50 @@ func TestTimeWaitLimit(t *testing.T) {
 	}
 }
 
+// TestTimeWaitRefusedOrNot has connections end in the same transition and at the
+// same moment, when their FIN is acknowledged: those to which data comes as well
+// because of that, and the others because no mini-socket is to be had.
+func TestTimeWaitRefusedOrNot(t *testing.T) {
+	for _, family := range families {
+		t.Run(family.String(), func(t *testing.T) {
+			l, r := newRemoteLoop(t, family)
+			l.ns.Sysctl("net.ipv4.tcp_max_tw_buckets", "0")
+			rec := shared(t)
+			l.listen()
+			eachPort(r.syn)
+			eachPort(r.ack)
+			want, reasons := walks{}, map[uint64]tracer.Reason{}
+			want.add(l.listener, path(tracer.StateClose, tracer.StateListen))
+			for i := range connections {
+				fd := l.acceptIn()
+				e := end{fd: fd, cookie: l.cookie(fd)}
+				port := l.peer(fd).Port()
+				l.close(e)
+				want.add(e, path(tracer.StateClose, tracer.StateNewSynRecv, tracer.StateSynRecv, tracer.StateEstablished,
+					tracer.StateFinWait1, tracer.StateFinWait2, tracer.StateClose))
+				if i%2 == 0 {
+					r.segment(port, flagACK, remoteISN+1, r.awaitSynAck(port)+2)
+					reasons[e.cookie] = tracer.ReasonTimeWaitRefused
+				} else {
+					r.segment(port, flagACK, remoteISN+1, r.awaitSynAck(port)+2, 'x')
+				}
+			}
+			events := awaitWalks(rec, l.ns, want)
+			for _, ev := range events {
+				if ev.Old == tracer.StateFinWait2 {
+					qt.Check(t, qt.Equals(ev.Reason, reasons[ev.Cookie]))
+				}
+			}
+			checkGauges(t, rec.tracer, l.ns, "at the limit")
+			rec.stop()
+			snmp, err := oracle.SNMP(l.ns)
+			qt.Assert(t, qt.IsNil(err))
+			qt.Check(t, qt.Equals(snmp["TcpExt"]["TCPTimeWaitOverflow"], len(reasons)))
+			qt.Check(t, qt.Equals(snmp["TcpExt"]["TCPAbortOnData"], connections-len(reasons)))
+		})
+	}
+}
+
 // TestNetnsRemoved removes a namespace with mini-sockets in it.
 func TestNetnsRemoved(t *testing.T) {
 	netns.RequireRoot(t)

@@ -158,16 +158,16 @@ func (r *remote) awaitSynAck(port uint16) uint32 {
 }
 
 // segment sends a segment to the listener.
-func (r *remote) segment(port uint16, flags byte, seq, ack uint32) {
+func (r *remote) segment(port uint16, flags byte, seq, ack uint32, data ...byte) {
 	r.l.t.Helper()
-	r.segmentTo(r.l.listener.local, port, flags, seq, ack)
+	r.segmentTo(r.l.listener.local, port, flags, seq, ack, data...)
 }
 
-func (r *remote) segmentTo(to netip.AddrPort, port uint16, flags byte, seq, ack uint32) {
+func (r *remote) segmentTo(to netip.AddrPort, port uint16, flags byte, seq, ack uint32, data ...byte) {
 	r.l.t.Helper()
 	const headerWords = 5
 	from := netip.AddrPortFrom(r.addr, port)
-	s := make([]byte, headerWords*4)
+	s := append(make([]byte, headerWords*4), data...)
 	endian.BigEndian.PutUint16(s[0:], from.Port())
 	endian.BigEndian.PutUint16(s[2:], to.Port())
 	endian.BigEndian.PutUint32(s[4:], seq)

@@ -33,8 +33,8 @@ type auditor struct {
 
 	auditing sync.Mutex // one audit, one walk at a time
 
-	mu          sync.Mutex // guards what follows
-	corrections map[uint32]correction
+	mu          sync.Mutex            // guards what follows
+	corrections map[uint64]correction // by the cookies of network namespaces
 	last        Audit
 	deleted     uint64              // rows of gauges
 	idle        map[uint64]gaugeRow // rows that were empty when last looked at
@@ -43,7 +43,7 @@ type auditor struct {
 func (a *auditor) init(t *Tracer) {
 	a.t = t
 	a.claimed = make(chan struct{})
-	a.corrections = map[uint32]correction{}
+	a.corrections = map[uint64]correction{}
 	a.idle = map[uint64]gaugeRow{}
 }
 
@@ -81,10 +81,10 @@ func (a *auditor) await(ctx context.Context) error {
 	}
 }
 
-func (a *auditor) correction(netns uint32) correction {
+func (a *auditor) correction(cookie uint64) correction {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.corrections[netns]
+	return a.corrections[cookie]
 }
 
 // claim puts every socket that is older than the tracer into the gauges.
@@ -146,9 +146,9 @@ func (a *auditor) walk() (w walked, err error) {
 // (/proc/net/sockstat, snmp), and looks at each socket where those differ, and
 // at every tenth time.
 //
-// It needs CAP_SYS_ADMIN for network namespaces other than its own. While
-// sockets come and go, a gauge is right if it can have been at any moment of
-// the audit.
+// It needs Linux 5.14, and CAP_SYS_ADMIN for network namespaces other than its
+// own. While sockets come and go, a gauge is right if it can have been at any
+// moment of the audit.
 func (t *Tracer) Audit(ctx context.Context) (*Audit, error) {
 	if err := t.auditor.await(ctx); err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
@@ -179,13 +179,9 @@ func (a *auditor) audit(ctx context.Context, thorough bool) (*Audit, error) {
 			return nil, err
 		}
 	}
-	rows, err := a.t.gaugeRows()
-	if err != nil {
-		return nil, err
-	}
 	err = a.eachNetns(ctx, &result.Missed, func(n *netns) error {
 		result.Netns++
-		return a.compare(ctx, n.inode, rows[n.inode], thorough, result)
+		return a.compare(ctx, n.inode, thorough, result)
 	})
 	if err != nil {
 		return nil, err
@@ -213,12 +209,13 @@ func (a *auditor) removeStale() (uint64, error) {
 }
 
 // compare holds the gauges of the calling thread's namespace to the kernel.
-func (a *auditor) compare(ctx context.Context, netns uint32, row *gaugeRow, thorough bool, result *Audit) error {
-	if row == nil {
-		row = &gaugeRow{}
+func (a *auditor) compare(ctx context.Context, netns uint32, thorough bool, result *Audit) error {
+	cookie, err := netnsCookie()
+	if err != nil {
+		return err
 	}
 	if !thorough {
-		ok, err := a.compareTotals(netns, row)
+		ok, err := a.compareTotals(cookie)
 		if ok || err != nil {
 			return err
 		}
@@ -226,7 +223,7 @@ func (a *auditor) compare(ctx context.Context, netns uint32, row *gaugeRow, thor
 	result.Walked++
 	var wrong correction
 	for i := range confirmations {
-		off, claimed, err := a.compareSockets(netns, row.keys)
+		off, claimed, err := a.compareSockets(cookie)
 		if err != nil {
 			return err
 		}
@@ -243,8 +240,7 @@ func (a *auditor) compare(ctx context.Context, netns uint32, row *gaugeRow, thor
 		case <-time.After(confirmPause):
 		}
 	}
-	a.correct(netns, row, wrong, result)
-	return nil
+	return a.correct(netns, cookie, wrong, result)
 }
 
 // both returns what two comparisons agree on.
@@ -262,10 +258,14 @@ func (c correction) both(other correction) correction {
 	return c
 }
 
-func (a *auditor) correct(netns uint32, row *gaugeRow, by correction, result *Audit) {
+func (a *auditor) correct(netns uint32, cookie uint64, by correction, result *Audit) error {
+	row, err := a.t.gaugeRow(cookie)
+	if err != nil {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	sum := a.corrections[netns]
+	sum := a.corrections[cookie]
 	for s, n := range by {
 		if n == 0 {
 			continue
@@ -275,7 +275,8 @@ func (a *auditor) correct(netns uint32, row *gaugeRow, by correction, result *Au
 		sum[s] += n
 		a.corrected.Add(uint64(max(n, -n)))
 	}
-	a.corrections[netns] = sum
+	a.corrections[cookie] = sum
+	return nil
 }
 
 // distance returns by how much the kernel's number is off what the gauges of
@@ -289,8 +290,8 @@ func distance(kernel int64, before, after *gaugeRow, by correction, states ...St
 	return kernel - min(max(kernel, low), high)
 }
 
-func (a *auditor) compareTotals(netns uint32, row *gaugeRow) (equal bool, err error) {
-	before, err := a.t.gaugeRow(row.keys)
+func (a *auditor) compareTotals(cookie uint64) (equal bool, err error) {
+	before, err := a.t.gaugeRow(cookie)
 	if err != nil {
 		return false, err
 	}
@@ -298,20 +299,21 @@ func (a *auditor) compareTotals(netns uint32, row *gaugeRow) (equal bool, err er
 	if err != nil {
 		return false, err
 	}
-	after, err := a.t.gaugeRow(row.keys)
+	after, err := a.t.gaugeRow(cookie)
 	if err != nil {
 		return false, err
 	}
-	by := a.correction(netns)
+	by := a.correction(cookie)
 	sockets := slices.DeleteFunc(States(), func(s State) bool { return s == StateNewSynRecv })
 	return distance(totals.sockets, before, after, by, sockets...) == 0 &&
 		distance(totals.established, before, after, by, StateEstablished, StateCloseWait) == 0, nil
 }
 
 // compareSockets returns by how much each gauge is off, and how many sockets
-// were not in the gauges.
-func (a *auditor) compareSockets(netns uint32, keys []uint64) (off correction, claimed StateCounts, err error) {
-	before, err := a.t.gaugeRow(keys)
+// were not in the gauges. A namespace that has found no room for a row of its
+// own cannot be compared.
+func (a *auditor) compareSockets(cookie uint64) (off correction, claimed StateCounts, err error) {
+	before, err := a.t.gaugeRow(cookie)
 	if err != nil {
 		return off, claimed, err
 	}
@@ -319,14 +321,11 @@ func (a *auditor) compareSockets(netns uint32, keys []uint64) (off correction, c
 	if err != nil {
 		return off, claimed, err
 	}
-	if len(keys) == 0 { // the first socket of this namespace may have come meanwhile
-		return off, w.claimed, nil
+	after, err := a.t.gaugeRow(cookie)
+	if err != nil || !after.found {
+		return off, w.claimed, err
 	}
-	after, err := a.t.gaugeRow(keys)
-	if err != nil {
-		return off, claimed, err
-	}
-	by := a.correction(netns)
+	by := a.correction(cookie)
 	for _, s := range States() {
 		off[s] = distance(int64(w.seen[s]), before, after, by, s)
 	}
@@ -352,22 +351,20 @@ func (a *auditor) makeRoom() error {
 		return err
 	}
 	idle := map[uint64]gaugeRow{}
-	for netns, row := range rows {
-		_, corrected := a.corrections[netns]
-		if corrected || netns == 0 || row.entered != row.left {
+	for cookie, row := range rows {
+		if cookie == 0 || !row.empty(a.corrections[cookie]) {
 			continue
 		}
-		for _, key := range row.keys {
-			before, known := a.idle[key]
-			if !known || before.entered != row.entered {
-				idle[key] = *row
-				continue
-			}
-			if err := a.t.coll.Maps["gauges"].Delete(key); err != nil {
-				return fmt.Errorf("delete gauges: %w", err)
-			}
-			a.deleted++
+		before, known := a.idle[cookie]
+		if !known || before.entered != row.entered {
+			idle[cookie] = *row
+			continue
 		}
+		if err := a.t.coll.Maps["gauges"].Delete(cookie); err != nil {
+			return fmt.Errorf("delete gauges: %w", err)
+		}
+		delete(a.corrections, cookie)
+		a.deleted++
 	}
 	a.idle = idle
 	return nil

@@ -174,10 +174,11 @@ const (
 	bpfFinwaitSymbolSYMBOL_TCP_ABORT           bpfFinwaitSymbol = 9
 	bpfFinwaitSymbolSYMBOL_DIAG_DESTROY        bpfFinwaitSymbol = 10
 	bpfFinwaitSymbolSYMBOL_TWSK_SCHEDULE       bpfFinwaitSymbol = 11
-	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ   bpfFinwaitSymbol = 12
-	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS     bpfFinwaitSymbol = 13
-	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ          bpfFinwaitSymbol = 14
-	bpfFinwaitSymbolNUM_SYMBOLS                bpfFinwaitSymbol = 15
+	bpfFinwaitSymbolSYMBOL_TCP_TIME_WAIT       bpfFinwaitSymbol = 12
+	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ   bpfFinwaitSymbol = 13
+	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS     bpfFinwaitSymbol = 14
+	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ          bpfFinwaitSymbol = 15
+	bpfFinwaitSymbolNUM_SYMBOLS                bpfFinwaitSymbol = 16
 )
 
 // Names of all BPF objects in the ELF.

@@ -5,9 +5,13 @@ package tracer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // Gauges returns how many sockets are in each state, by network namespace, as
@@ -27,27 +31,40 @@ func (t *Tracer) Gauges(ctx context.Context) (*Gauges, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gauges: %w", err)
 	}
-	for netns, row := range rows {
-		g.Netns = append(g.Netns, NetnsGauges{netns, row.states(t.auditor.correction(netns))})
+	sums := map[uint32]*NetnsGauges{} // an inode number may have been used twice
+	for cookie, row := range rows {
+		states := row.states(t.auditor.correction(cookie))
+		if sum := sums[row.netns]; sum != nil {
+			sum.States.add(&states)
+			continue
+		}
+		sums[row.netns] = &NetnsGauges{row.netns, states}
+	}
+	for _, sum := range sums {
+		g.Netns = append(g.Netns, *sum)
 	}
 	slices.SortFunc(g.Netns, func(a, b NetnsGauges) int { return cmp.Compare(a.Netns, b.Netns) })
 	return g, nil
 }
 
-// gaugeRow is what the kernel side has counted in one network namespace. An
-// inode number that was used twice has two keys.
+// gaugeRow is what the kernel side has counted in one network namespace, summed
+// over all CPUs.
 type gaugeRow struct {
-	keys          []uint64
+	found         bool   // there is one
+	netns         uint32 // inode number; 0 for that of no one namespace
 	entered, left [numStates]uint64
 }
 
-func (r *gaugeRow) add(perCPU []bpfFinwaitGauge) {
+func sumGauges(perCPU []bpfFinwaitGauge) *gaugeRow {
+	r := &gaugeRow{found: true}
 	for i := range perCPU {
+		r.netns = max(r.netns, perCPU[i].Netns) // 0 where a CPU has written nothing
 		for s := range perCPU[i].Entered {
 			r.entered[s] += perCPU[i].Entered[s]
 			r.left[s] += perCPU[i].Left[s]
 		}
 	}
+	return r
 }
 
 // correction is what audits have found to be missing, or too much.
@@ -66,23 +83,28 @@ func (r *gaugeRow) of(s State, by correction) int64 {
 	return int64(r.entered[s]-r.left[s]) + by[s]
 }
 
-// gaugeRows reads all rows, by the inode numbers of their namespaces.
-func (t *Tracer) gaugeRows() (map[uint32]*gaugeRow, error) {
-	rows := map[uint32]*gaugeRow{}
+func (r *gaugeRow) empty(by correction) bool {
+	for s := range by {
+		if r.of(State(s), by) != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// gaugeRows reads all rows, by the cookies of their namespaces.
+func (t *Tracer) gaugeRows() (map[uint64]*gaugeRow, error) {
+	rows := map[uint64]*gaugeRow{}
 	var (
-		key    uint64
+		cookie uint64
 		perCPU []bpfFinwaitGauge
 	)
 	all := t.coll.Maps["gauges"].Iterate()
-	for all.Next(&key, &perCPU) {
-		netns := netnsOf(key, perCPU)
-		row := rows[netns]
-		if row == nil {
-			row = &gaugeRow{}
-			rows[netns] = row
-		}
-		row.keys = append(row.keys, key)
-		row.add(perCPU)
+	for all.Next(&cookie, &perCPU) {
+		rows[cookie] = sumGauges(perCPU)
+	}
+	if others := rows[0]; others != nil {
+		others.netns = 0
 	}
 	if err := all.Err(); err != nil {
 		return nil, fmt.Errorf("read gauges: %w", err)
@@ -90,29 +112,30 @@ func (t *Tracer) gaugeRows() (map[uint32]*gaugeRow, error) {
 	return rows, nil
 }
 
-// gaugeRow reads the row with those keys anew.
-func (t *Tracer) gaugeRow(keys []uint64) (*gaugeRow, error) {
-	row := &gaugeRow{keys: keys}
-	for _, key := range keys {
-		var perCPU []bpfFinwaitGauge
-		if err := t.coll.Maps["gauges"].Lookup(key, &perCPU); err != nil {
-			return nil, fmt.Errorf("read gauges: %w", err)
-		}
-		row.add(perCPU)
+// gaugeRow reads the row of one namespace; one that has none has no sockets.
+func (t *Tracer) gaugeRow(cookie uint64) (*gaugeRow, error) {
+	var perCPU []bpfFinwaitGauge
+	err := t.coll.Maps["gauges"].Lookup(cookie, &perCPU)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return &gaugeRow{}, nil
 	}
-	return row, nil
+	if err != nil {
+		return nil, fmt.Errorf("read gauges: %w", err)
+	}
+	return sumGauges(perCPU), nil
 }
 
-// netnsOf returns the inode number that stands in the rows of those CPUs that
-// have written any; that of key 0 is of no one namespace.
-func netnsOf(key uint64, perCPU []bpfFinwaitGauge) uint32 {
-	if key == 0 {
-		return 0
+// netnsCookie returns the cookie of the calling thread's network namespace,
+// which unlike its inode number is never used again.
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("socket: %w", err)
 	}
-	for i := range perCPU {
-		if perCPU[i].Netns != 0 {
-			return perCPU[i].Netns
-		}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the network namespace's cookie (SO_NETNS_COOKIE, Linux 5.14): %w", err)
 	}
-	return 0
+	return cookie, nil
 }

@@ -28,6 +28,7 @@ var symbolNames = [bpfFinwaitSymbolNUM_SYMBOLS]string{
 	bpfFinwaitSymbolSYMBOL_TCP_ABORT:           "tcp_abort",
 	bpfFinwaitSymbolSYMBOL_DIAG_DESTROY:        "tcp_diag_destroy",
 	bpfFinwaitSymbolSYMBOL_TWSK_SCHEDULE:       "__inet_twsk_schedule",
+	bpfFinwaitSymbolSYMBOL_TCP_TIME_WAIT:       "tcp_time_wait",
 	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ:   "run_timer_softirq",
 	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS:     "handle_softirqs",
 	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ:          "__do_softirq",
