@@ -9,7 +9,6 @@
 /* Where the functions of enum finwait_symbol lie, set by the loader. */
 const volatile struct finwait_range symbols[NUM_SYMBOLS] = {};
 
-#define CALLERS_DEPTH 16
 #define FUNCTION_PADDING 16 /* at most, in bytes before a function */
 #define CALLED_BY(symbol) (1U << SYMBOL_##symbol)
 #define INTERRUPTED (CALLED_BY(RUN_TIMER_SOFTIRQ) | CALLED_BY(HANDLE_SOFTIRQS) | CALLED_BY(DO_SOFTIRQ))
@@ -29,16 +28,31 @@ static __always_inline __u32 symbol_at(__u64 ip)
 	return found;
 }
 
-/* Reads the kernel's stack into ips and returns how deep it is. */
-static __always_inline __u32 read_stack(void *ctx, __u64 ips[CALLERS_DEPTH])
+struct stack {
+	__u64 *ips;
+	__u32 depth;
+};
+
+/*
+ * Reads the kernel's stack, into a place of its own for each program that the
+ * CPU was interrupted in while it did the same. A program's own stack has no room.
+ */
+static __always_inline struct stack read_stack(void *ctx, struct scratch *here)
 {
+	struct stack s = {.ips = here->stacks[here->nested++ % NESTING_MAX]};
 	long size;
 
-	size = bpf_get_stack(ctx, ips, CALLERS_DEPTH * sizeof(ips[0]), 0);
+	size = bpf_get_stack(ctx, s.ips, sizeof(here->stacks[0]), 0);
 	if (size > 0)
-		return size / sizeof(ips[0]);
-	ledger_add(stack_failed);
-	return 0;
+		s.depth = size / sizeof(*s.ips);
+	else
+		ledger_add(stack_failed);
+	return s;
+}
+
+static __always_inline void leave_stack(struct scratch *here)
+{
+	here->nested--;
 }
 
 /*
@@ -47,14 +61,19 @@ static __always_inline __u32 read_stack(void *ctx, __u64 ips[CALLERS_DEPTH])
  */
 static __noinline __u32 callers(void *ctx)
 {
-	__u64 ips[CALLERS_DEPTH] = {}; /* up to 6.2 the helper wants it written */
-	__u32 depth = read_stack(ctx, ips), found = 0;
+	struct scratch *here = scratch_here();
+	__u32 found = 0;
+	struct stack s;
 
-	for (__u32 i = 0; i < CALLERS_DEPTH && i < depth; i++) {
-		found |= symbol_at(ips[i]);
+	if (!here)
+		return 0;
+	s = read_stack(ctx, here);
+	for (__u32 i = 0; i < CALLERS_DEPTH && i < s.depth; i++) {
+		found |= symbol_at(s.ips[i]);
 		if (found & INTERRUPTED)
 			break;
 	}
+	leave_stack(here);
 	return found & ~INTERRUPTED;
 }
 
@@ -82,14 +101,19 @@ static __always_inline __u64 call_target(__u64 ip)
  */
 static __noinline bool in_time_wait(void *ctx)
 {
-	__u64 ips[CALLERS_DEPTH] = {};
-	__u32 depth = read_stack(ctx, ips), found = 0;
+	struct scratch *here = scratch_here();
+	__u32 found = 0;
+	struct stack s;
 
-	for (__u32 i = 0; i < CALLERS_DEPTH && i < depth; i++) {
-		found |= symbol_at(ips[i]) | symbol_at(call_target(ips[i]) + FUNCTION_PADDING);
+	if (!here)
+		return false;
+	s = read_stack(ctx, here);
+	for (__u32 i = 0; i < CALLERS_DEPTH && i < s.depth; i++) {
+		found |= symbol_at(s.ips[i]) | symbol_at(call_target(s.ips[i]) + FUNCTION_PADDING);
 		if (found & (INTERRUPTED | CALLED_BY(TCP_TIME_WAIT)))
 			break;
 	}
+	leave_stack(here);
 	return found & CALLED_BY(TCP_TIME_WAIT);
 }
 

@@ -240,6 +240,9 @@ bool attached;
  */
 bool settled;
 
+#define CALLERS_DEPTH 16
+#define NESTING_MAX 4 /* a process, a softirq, an interrupt, an NMI */
+
 /* What the programs of one CPU tell each other. */
 struct scratch {
 	__u64 mark; /* what set_state_softirq handled last: the socket's address plus its new state */
@@ -250,6 +253,8 @@ struct scratch {
 	__u64 expiring; /* the request socket whose timer runs */
 	__u64 migrating; /* the request socket that is being moved to another listener */
 	struct request stray; /* what expiring is, if requests does not have it */
+	__u64 nested; /* how many programs are looking at a stack, each but the last interrupted */
+	__u64 stacks[NESTING_MAX][CALLERS_DEPTH];
 };
 
 /* Key 0. */
