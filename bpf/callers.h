@@ -28,93 +28,79 @@ static __always_inline __u32 symbol_at(__u64 ip)
 	return found;
 }
 
-struct stack {
-	__u64 *ips;
-	__u32 depth;
-};
+/* How this machine's code calls a function, set by the loader; 0 is in no way that is known. */
+#define CALL_REL32 1 /* amd64: call, with a distance from the next instruction */
+#define CALL_BL 2 /* arm64: bl, with a distance from itself in words */
+const volatile __u8 call_form = 0;
 
-/*
- * Reads the kernel's stack, into a place of its own for each program that the
- * CPU was interrupted in while it did the same. A program's own stack has no room.
- */
-static __always_inline struct stack read_stack(void *ctx, struct scratch *here)
+/* What the call that returns to ip has called, if the call names it. Without branches too. */
+static __always_inline __u64 call_target(__u64 ip)
 {
-	struct stack s = {.ips = here->stacks[here->nested++ % NESTING_MAX]};
-	long size;
+	__s32 word = 0;
+	__s64 failed;
 
-	size = bpf_get_stack(ctx, s.ips, sizeof(here->stacks[0]), 0);
-	if (size > 0)
-		s.depth = size / sizeof(*s.ips);
-	else
-		ledger_add(stack_failed);
-	return s;
-}
-
-static __always_inline void leave_stack(struct scratch *here)
-{
-	here->nested--;
+	failed = bpf_probe_read_kernel(&word, sizeof(word), (void *)(ip - sizeof(word)));
+	if (call_form == CALL_BL)
+		return (ip - sizeof(word) + ((__s32)((__u32)word << 6) >> 4)) | failed >> 63;
+	return (ip + word) | failed >> 63;
 }
 
 /*
- * The symbols on the stack as a set of bits. What lies beyond a softirq is not
- * a caller but whoever was interrupted.
+ * Is the call that returns to ip one of tcp_time_wait? Its last act is a jump to
+ * tcp_done, so that it has no return address of its own. The kernel may have
+ * made the call go to just before it (call depth tracking, e81dc127ef69).
  */
-static __noinline __u32 callers(void *ctx)
+static __always_inline __u32 time_wait_called(__u64 ip)
 {
-	struct scratch *here = scratch_here();
+	__u64 into = call_target(ip) - symbols[SYMBOL_TCP_TIME_WAIT].start + FUNCTION_PADDING;
+
+	return (__u32)(((into - 2 * FUNCTION_PADDING) & ~into) >> 63) << SYMBOL_TCP_TIME_WAIT;
+}
+
+/*
+ * Which symbols are in the stack. A global function, which the verifier goes
+ * through once and not wherever it is called from.
+ */
+__noinline __u32 symbols_in(const struct callstack *s, __u32 depth, bool ended)
+{
 	__u32 found = 0;
-	struct stack s;
 
-	if (!here)
+	if (!s)
 		return 0;
-	s = read_stack(ctx, here);
-	for (__u32 i = 0; i < CALLERS_DEPTH && i < s.depth; i++) {
-		found |= symbol_at(s.ips[i]);
+	for (__u32 i = 0; i < CALLERS_DEPTH && i < depth; i++) {
+		found |= symbol_at(s->ips[i]);
+		if (ended)
+			found |= time_wait_called(s->ips[i]);
 		if (found & INTERRUPTED)
 			break;
 	}
-	leave_stack(here);
 	return found & ~INTERRUPTED;
 }
 
 /*
- * What the call that returns to ip has called: call rel32 on amd64, bl on arm64,
- * where what the one reads as the other leads far out of the kernel's text. On
- * other machines it leads nowhere.
+ * The symbols on the kernel's stack as a set of bits. What lies beyond a softirq
+ * is not a caller but whoever was interrupted. ended asks for tcp_time_wait too.
+ *
+ * A program's own stack has no room for the kernel's: it is read into a place of
+ * the CPU's, one for each program that was interrupted here doing the same.
  */
-static __always_inline __u64 call_target(__u64 ip)
-{
-	__s32 word = 0;
-
-	if (bpf_probe_read_kernel(&word, sizeof(word), (void *)(ip - sizeof(word))))
-		return 0;
-	if ((__u32)word >> 26 == 0x25)
-		return ip - sizeof(word) + ((__s32)((__u32)word << 6) >> 4);
-	return ip + word;
-}
-
-/*
- * Is tcp_time_wait being executed? Its last act is a jump to tcp_done, which
- * leaves no return address of its own; but the call that led to it has. The
- * kernel may have made that call go to just before the function (call depth
- * tracking, e81dc127ef69).
- */
-static __noinline bool in_time_wait(void *ctx)
+static __always_inline __u32 callers(void *ctx, bool ended)
 {
 	struct scratch *here = scratch_here();
+	struct callstack *s;
 	__u32 found = 0;
-	struct stack s;
+	long size;
 
 	if (!here)
-		return false;
-	s = read_stack(ctx, here);
-	for (__u32 i = 0; i < CALLERS_DEPTH && i < s.depth; i++) {
-		found |= symbol_at(s.ips[i]) | symbol_at(call_target(s.ips[i]) + FUNCTION_PADDING);
-		if (found & (INTERRUPTED | CALLED_BY(TCP_TIME_WAIT)))
-			break;
-	}
-	leave_stack(here);
-	return found & CALLED_BY(TCP_TIME_WAIT);
+		return 0;
+	s = &here->stacks[here->nested++ % NESTING_MAX];
+	size = bpf_get_stack(ctx, s, sizeof(*s), 0);
+	if (size > 0)
+		found = symbols_in(s, size / sizeof(s->ips[0]), ended);
+	else
+		ledger_add(stack_failed);
+	here->nested--;
+	return found;
 }
 
 #endif

@@ -30,6 +30,22 @@ static __always_inline void claimed_in(__u64 net, __u32 netns, __u32 state)
 		__sync_fetch_and_add(&walk_claimed[state], 1);
 }
 
+/* Who closed first, of a socket that is found in that state. */
+static __always_inline __u8 side_in(__u32 state)
+{
+	switch (state) {
+	case FIN_WAIT1:
+	case FIN_WAIT2:
+		return SIDE_LOCAL;
+	case CLOSE_WAIT:
+	case LAST_ACK:
+		return SIDE_PEER;
+	case CLOSING:
+		return SIDE_BOTH;
+	}
+	return SIDE_UNKNOWN;
+}
+
 static __always_inline void claim_socket(struct sock *sk)
 {
 	__u32 state = sk->__sk_common.skc_state;
@@ -49,6 +65,7 @@ static __always_inline void claim_socket(struct sock *sk)
 	if (claim_conn(c))
 		return;
 	bpf_get_socket_cookie(sk); /* the one it keeps in TIME_WAIT */
+	c->side = side_in(state);
 	if (state == LISTEN)
 		c->who.role = ROLE_SERVER;
 	claimed_in(sk->__sk_common.skc_net.net->net_cookie, sk->__sk_common.skc_net.net->ns.inum, state);

@@ -21,6 +21,7 @@
 #include "transition.h"
 #include "request.h"
 #include "socket.h"
+#include "reason.h"
 #include "mini.h"
 #include "timer.h"
 #include "probe.h"
@@ -92,8 +93,11 @@ static __always_inline int on_set_state(void *ctx, struct sock *sk, int old, int
 			mini_join(mini, c, claimed, &t);
 			return 0;
 		}
-		if (time_wait_refused(ctx, sk))
-			t.reason = REASON_TIME_WAIT_REFUSED;
+	}
+	if (c) {
+		note_end(ctx, sk, c, old, new);
+		t.reason = c->reason;
+		t.side = c->side;
 	}
 	gauge_socket(&t, c, claimed);
 	count(old, new);
@@ -207,6 +211,7 @@ const enum finwait_evidence *unused_evidence __attribute__((unused));
 const enum finwait_origin *unused_origin __attribute__((unused));
 const enum finwait_role *unused_role __attribute__((unused));
 const enum finwait_event_flags *unused_flags __attribute__((unused));
+const enum finwait_side *unused_side __attribute__((unused));
 const enum finwait_reason *unused_reason __attribute__((unused));
 const enum finwait_symbol *unused_symbol __attribute__((unused));
 const struct finwait_netns_file *unused_netns_file __attribute__((unused));

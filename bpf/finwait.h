@@ -34,20 +34,43 @@ enum finwait_evidence {
 	EVIDENCE_PROBE, /* the kernel function that does it was called */
 };
 
-/* Why a mini-socket or a half-open connection is gone. */
+/* Why a connection, or a mini-socket, is gone. tracer/event.go says more of each. */
 enum finwait_reason {
 	REASON_UNKNOWN,
-	REASON_EXPIRED, /* TIME_WAIT, or an orphan's FIN_WAIT2, was over */
-	REASON_REUSED, /* a new connection took over: connect, or a SYN */
+	REASON_FIN,
 	REASON_RST_RECEIVED,
-	REASON_RST_SENT,
-	REASON_KILLED, /* by an operator: ss -K, bpf_sock_destroy */
-	REASON_NETNS_GONE,
-	REASON_TIME_WAIT_REFUSED, /* tcp_max_tw_buckets, or no memory */
-	REASON_TIMEOUT, /* of a half-open connection: nobody answered its SYN-ACKs */
+	REASON_REFUSED,
+	REASON_RST_SENT_UNREAD_DATA,
+	REASON_RST_SENT_LINGER,
+	REASON_RST_SENT_ABORT,
+	REASON_RST_SENT_UNACCEPTED,
+	REASON_RST_SENT_LATE_DATA,
+	REASON_RST_SENT_ORPHAN_LIMIT,
+	REASON_RST_SENT_MEMORY,
+	REASON_TIMEOUT_HANDSHAKE,
+	REASON_TIMEOUT_RETRANSMIT,
+	REASON_TIMEOUT_KEEPALIVE,
+	REASON_TIMEOUT_USER,
+	REASON_UNREACHABLE,
+	REASON_KILLED,
+	REASON_CLOSED,
+	REASON_LOCAL_ERROR,
+	REASON_HANDSHAKE_FAILED,
 	REASON_LISTENER_GONE,
 	REASON_QUEUE_FULL,
-	REASON_UNREACHABLE, /* ICMP said so */
+	REASON_TIME_WAIT_REFUSED,
+	REASON_EXPIRED,
+	REASON_REUSED,
+	REASON_NETNS_GONE,
+	NUM_REASONS,
+};
+
+/* Who closed a connection first. */
+enum finwait_side {
+	SIDE_UNKNOWN, /* or nobody: it timed out */
+	SIDE_LOCAL,
+	SIDE_PEER,
+	SIDE_BOTH, /* at once: each sent its FIN before the other's came */
 };
 
 /* How the owner of a socket was learnt. */
@@ -55,6 +78,8 @@ enum finwait_origin {
 	ORIGIN_UNKNOWN,
 	ORIGIN_CONNECT,
 	ORIGIN_LISTEN,
+	ORIGIN_ACCEPT,
+	ORIGIN_SNAPSHOT,
 };
 
 enum finwait_role {
@@ -110,7 +135,8 @@ struct finwait_event {
 	__u8 evidence; /* enum finwait_evidence */
 	__u8 flags; /* enum finwait_event_flags */
 	__u8 reason; /* enum finwait_reason */
-	__u8 __pad[2];
+	__u8 side; /* enum finwait_side; on the last transition */
+	__u8 __pad[1];
 };
 _Static_assert(sizeof(struct finwait_event) == 112, "event has padding");
 
@@ -187,6 +213,13 @@ enum finwait_symbol {
 	SYMBOL_DIAG_DESTROY,
 	SYMBOL_TWSK_SCHEDULE,
 	SYMBOL_TCP_TIME_WAIT,
+	SYMBOL_TCP_RCV_STATE_PROCESS,
+	SYMBOL_TCP_VALIDATE_INCOMING,
+	SYMBOL_TCP_KEEPALIVE_TIMER,
+	SYMBOL_TCP_WRITE_TIMER,
+	SYMBOL_TCP_WRITE_TIMER_HANDLER,
+	SYMBOL_TCP_CLOSE,
+	SYMBOL_TCP_DISCONNECT,
 	/* Beyond these the stack is that of whoever was interrupted. */
 	SYMBOL_RUN_TIMER_SOFTIRQ,
 	SYMBOL_HANDLE_SOFTIRQS,

@@ -14,6 +14,10 @@
 /* include/uapi/linux/magic.h */
 #define NSFS_MAGIC 0x6e736673
 
+/* enum sock_flags of include/net/sock.h, as bits. */
+#define SOCK_DEAD (1 << 0)
+#define SOCK_DONE (1 << 1)
+
 /* TCP_TIMEWAIT_LEN of include/net/tcp.h, in seconds. */
 #define TIMEWAIT_SECONDS 60
 
@@ -31,19 +35,29 @@ struct timer_list {
 	void (*function)(struct timer_list *);
 };
 
-/* include/linux/ns_common.h */
-struct ns_common {
-	unsigned int inum;
-};
-
 typedef struct {
 	int counter;
 } atomic_t;
+
+typedef struct {
+	long counter;
+} atomic_long_t;
 
 /* include/linux/refcount.h */
 typedef struct {
 	atomic_t refs;
 } refcount_t;
+
+/* include/linux/ns_common.h */
+struct ns_common {
+	unsigned int inum;
+	refcount_t __ns_ref;
+};
+
+/* Up to 6.17 (024596a4e228). */
+struct ns_common___before_618 {
+	refcount_t count;
+};
 
 /* include/net/netns/ipv4.h */
 struct netns_ipv4 {
@@ -102,9 +116,16 @@ struct sock_common {
 		struct hlist_node skc_node;
 	};
 	refcount_t skc_refcnt;
+	unsigned long skc_flags;
+	struct proto *skc_prot;
 };
 
 /* include/net/sock.h */
+struct proto {
+	atomic_long_t *memory_allocated;
+	long *sysctl_mem;
+};
+
 typedef struct {
 	int owned;
 } socket_lock_t;
@@ -113,6 +134,9 @@ struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
+	int sk_err;
+	int sk_wmem_queued;
+	struct socket *sk_socket;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
 };
@@ -139,11 +163,15 @@ struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
 	__u8 icsk_syn_retries;
+	__u32 icsk_user_timeout;
 };
 
 /* include/linux/tcp.h */
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u32 snd_una;
+	__u32 write_seq;
+	int linger2;
 	__u8 syn_data_acked : 1;
 };
 
@@ -181,6 +209,7 @@ struct task_struct {
 	int tgid;
 	struct task_struct *group_leader;
 	struct css_set *cgroups;
+	const struct cred *cred;
 	char comm[COMM_LEN];
 };
 
@@ -199,12 +228,16 @@ struct inode {
 	void *i_private;
 };
 
+struct cred;
+
 struct file {
 	struct inode *f_inode;
+	const struct cred *f_cred;
 };
 
 struct socket {
 	struct sock *sk;
+	struct file *file;
 };
 
 /* include/linux/bpf.h, kernel/bpf/task_iter.c */

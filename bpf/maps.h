@@ -61,7 +61,10 @@ struct conn {
 	__u8 held_new;
 	__u16 handled; /* the last transition that was, as transition_id says it */
 	__u8 state; /* that it is in since then; valid if claimed */
-	__u8 __pad[7];
+	__u8 side; /* enum finwait_side, as far as it is known */
+	__u8 reset; /* tcp_reset is ending it */
+	__u8 reason; /* enum finwait_reason, why it is closed */
+	__u8 __pad[4];
 };
 
 /*
@@ -93,7 +96,8 @@ struct mini {
 	__u8 gauged; /* it is in gauges */
 	__u8 suspect; /* an audit found it gone */
 	__u8 stray; /* it is in no map */
-	__u8 __pad[7];
+	__u8 side; /* enum finwait_side */
+	__u8 __pad[6];
 };
 
 /*
@@ -243,18 +247,22 @@ bool settled;
 #define CALLERS_DEPTH 16
 #define NESTING_MAX 4 /* a process, a softirq, an interrupt, an NMI */
 
+/* Where kernel functions return to, the innermost first. */
+struct callstack {
+	__u64 ips[CALLERS_DEPTH];
+};
+
 /* What the programs of one CPU tell each other. */
 struct scratch {
 	__u64 mark; /* what set_state_softirq handled last: the socket's address plus its new state */
 	__u64 woke_ns; /* when Go was last woken from here */
 	__u64 child; /* the socket that came out of a listener last, if its handshake's end is not seen */
-	__u64 refused; /* the socket for which no mini-socket could be made */
 	__u64 rearming; /* the mini-socket whose timer is about to be armed anew */
 	__u64 expiring; /* the request socket whose timer runs */
 	__u64 migrating; /* the request socket that is being moved to another listener */
 	struct request stray; /* what expiring is, if requests does not have it */
 	__u64 nested; /* how many programs are looking at a stack, each but the last interrupted */
-	__u64 stacks[NESTING_MAX][CALLERS_DEPTH];
+	struct callstack stacks[NESTING_MAX];
 };
 
 /* Key 0. */

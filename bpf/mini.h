@@ -125,6 +125,7 @@ static __always_inline bool mini_tell(struct mini *m, __u32 old, __u32 new, __u6
 	t.new = new;
 	t.evidence = tier;
 	t.reason = reason;
+	t.side = m->side;
 	m->since_ns = time_ns;
 	count(old, new);
 	if (filter_tuple(&t.tuple, t.family) == PASS)
@@ -242,8 +243,10 @@ static __always_inline void mini_join(__u64 addr, const struct conn *c, bool cla
 	}
 	m->cookie = t->cookie;
 	m->since_ns = c ? c->since_ns : 0;
-	if (c)
+	if (c) {
 		m->who = c->who;
+		m->side = c->side;
+	}
 	if (claimed)
 		gauge_move(t->net, t->tuple.netns, t->old, CLOSE);
 	if (m->gauged)
@@ -293,23 +296,10 @@ static __always_inline __u8 early_reason(__u64 addr, __u32 by)
 	if (by & CALLED_BY(TIMEWAIT_PROCESS))
 		return REASON_RST_RECEIVED;
 	if (by & (CALLED_BY(TCP_V4_RCV) | CALLED_BY(TCP_V6_RCV)))
-		return mini_substate(addr) == TIME_WAIT ? REASON_REUSED : REASON_RST_SENT;
+		return mini_substate(addr) == TIME_WAIT ? REASON_REUSED : REASON_RST_SENT_LATE_DATA;
 	if (by & (CALLED_BY(TCP_ABORT) | CALLED_BY(DIAG_DESTROY)))
 		return REASON_KILLED;
 	return REASON_UNKNOWN;
-}
-
-/* Did the socket, of which no mini-socket has come, ask for one? */
-static __always_inline bool time_wait_refused(void *ctx, const struct sock *sk)
-{
-	struct scratch *here = scratch_here();
-
-	if (tier == EVIDENCE_TIMER)
-		return in_time_wait(ctx);
-	if (!here || here->refused != (__u64)sk)
-		return false;
-	here->refused = 0;
-	return true;
 }
 
 #endif

@@ -20,14 +20,11 @@ static __always_inline bool is_tcp(const struct sock *sk)
 
 static __always_inline void mini_made(struct sock *sk, __u64 addr)
 {
-	struct scratch *here = scratch_here();
 	struct mini m = {}, *known;
 	struct conn *c;
 
 	if (!is_tcp(sk)) /* DCCP has mini-sockets too, up to 6.14 */
 		return;
-	if (here)
-		here->refused = addr ? 0 : (__u64)sk;
 	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!addr || !c || c->mini == addr)
 		return;
@@ -92,7 +89,7 @@ int BPF_PROG(twsk_deschedule, struct inet_timewait_sock *tw)
 	struct mini *m = mini_find(addr);
 
 	if (m)
-		m->reason = early_reason(addr, callers(ctx));
+		m->reason = early_reason(addr, callers(ctx, false));
 	return 0;
 }
 
@@ -110,9 +107,41 @@ int BPF_PROG(twsk_destructor, struct sock *sk)
 		m = &stray;
 		mini_stray(m, addr);
 	}
-	if (!m->reason && callers(ctx) & CALLED_BY(TWSK_PURGE))
+	if (!m->reason && callers(ctx, false) & CALLED_BY(TWSK_PURGE))
 		m->reason = REASON_NETNS_GONE;
 	mini_end(m, addr, bpf_ktime_get_ns(), m->reason);
+	return 0;
+}
+
+/* A process accepts the socket: sock_graft, under the socket's lock. */
+static __always_inline void accepted(struct sock *sk)
+{
+	struct conn *c;
+
+	if (!is_tcp(sk))
+		return;
+	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!c || c->who.origin == ORIGIN_ACCEPT)
+		return;
+	c->who.role = ROLE_SERVER;
+	take_owner(&c->who, ORIGIN_ACCEPT);
+}
+
+SEC("fentry/security_sock_graft")
+int BPF_PROG(sock_graft, struct sock *sk)
+{
+	keep_cpu();
+	accepted(sk);
+	leave_cpu();
+	return 0;
+}
+
+SEC("fentry/security_sock_graft")
+int BPF_PROG(sock_graft_again, struct sock *sk)
+{
+	keep_cpu();
+	accepted(sk);
+	leave_cpu();
 	return 0;
 }
 
@@ -247,7 +276,7 @@ static __always_inline void request_freed(void *ctx, __u64 addr)
 		copy_freed(addr);
 		return;
 	}
-	by = callers(ctx);
+	by = callers(ctx, false);
 	request_drop(&r, bpf_ktime_get_ns(), by ? request_reason(addr, by) : r.reason);
 }
 

@@ -223,7 +223,7 @@ static __always_inline __u8 timer_reason(__u64 addr)
 	if (!most)
 		most = BPF_CORE_READ(net, ipv4.sysctl_tcp_synack_retries);
 	if (timeouts >= most)
-		return REASON_TIMEOUT;
+		return REASON_TIMEOUT_HANDSHAKE;
 	return queued * 2 > (backlog > 8 ? backlog : 8) ? REASON_QUEUE_FULL : REASON_UNKNOWN;
 }
 

@@ -40,14 +40,40 @@ static __always_inline void take_owner(struct finwait_who *who, __u8 origin)
 }
 
 /*
+ * Did this process open the socket? A file keeps the credentials object of who
+ * opened it, by socket or accept, and no two processes have the same one (fork
+ * makes another, copy_creds, and so does exec): if it is this process's, nobody
+ * else has opened the file. If it is not, who knows.
+ */
+static __always_inline bool opened_here(const struct sock *sk)
+{
+	const struct cred *opener = BPF_CORE_READ(sk, sk_socket, file, f_cred);
+
+	return opener && opener == bpf_get_current_task_btf()->cred;
+}
+
+/*
+ * Who has accepted the socket, where no probe has said so: whoever opened its
+ * file, if that is who calls now, to close it as a rule.
+ */
+static __always_inline void learn_accept(struct finwait_who *who, const struct sock *sk, __u8 old)
+{
+	if (tier == EVIDENCE_TIMER && who->role == ROLE_SERVER && who->origin < ORIGIN_ACCEPT &&
+	    old != LISTEN && sk->sk_lock.owned && opened_here(sk))
+		take_owner(who, ORIGIN_ACCEPT);
+}
+
+/*
  * connect and listen hold the socket's lock as its owner, in the context of
  * the caller; so does nothing that runs in someone else's context, but the
  * backlog, in which neither happens.
  */
 static __always_inline void learn_who(struct finwait_who *who, const struct sock *sk, __u8 old, __u8 new)
 {
-	if (old != CLOSE)
+	if (old != CLOSE) {
+		learn_accept(who, sk, old);
 		return;
+	}
 	if (new == SYN_RECV) {
 		who->role = ROLE_SERVER; /* the owner came with the listener's storage */
 		return;

@@ -111,7 +111,7 @@ static __always_inline void mini_cancelled(void *ctx, __u64 addr)
 {
 	struct mini *m = mini_find(addr), stray = {};
 	struct scratch *here = scratch_here();
-	__u32 by = callers(ctx);
+	__u32 by = callers(ctx, false);
 
 	if (!(by & (CALLED_BY(TWSK_DESCHEDULE) | CALLED_BY(TWSK_PURGE)))) {
 		if (here && by)
@@ -154,7 +154,7 @@ static __always_inline void request_cancelled(void *ctx, __u64 addr)
 		here->child = 0;
 	} else {
 		child = 0;
-		by = callers(ctx);
+		by = callers(ctx, false);
 		if (!by)
 			return; /* it expires */
 	}

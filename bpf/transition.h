@@ -20,6 +20,7 @@ struct transition {
 	__u8 new;
 	__u8 evidence;
 	__u8 reason;
+	__u8 side;
 };
 
 /*
@@ -59,6 +60,7 @@ static __always_inline void emit(const struct transition *t, const struct finwai
 	e->new_state = t->new;
 	e->evidence = t->evidence;
 	e->reason = t->reason;
+	e->side = t->new == CLOSE ? t->side : SIDE_UNKNOWN;
 	e->dwell_ns = 0;
 	e->flags = 0;
 	if (t->since_ns && t->time_ns >= t->since_ns) {

@@ -1,7 +1,9 @@
 package test
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -36,23 +38,41 @@ func words(counts tracer.StateCounts) map[tracer.State]int {
 func checkGauges(t testing.TB, tr *tracer.Tracer, ns *netns.NS, what string) {
 	t.Helper()
 	awaitSoftirqs()
-	ss, err := oracle.SS(ns)
-	qt.Assert(t, qt.IsNil(err))
-	got := gaugesOf(t, tr, ns)
+	var (
+		gauges         *tracer.Gauges
+		snmp, sockstat oracle.Counters
+	)
+	ss := atRest(t, ns, func() {
+		var errs [3]error
+		gauges, errs[0] = tr.Gauges(t.Context())
+		sockstat, errs[1] = oracle.Sockstat(ns)
+		snmp, errs[2] = oracle.SNMP(ns)
+		qt.Assert(t, qt.IsNil(errors.Join(errs[:]...)))
+	})
+	got := words(gauges.Of(ns.Inode()))
 	qt.Check(t, qt.DeepEquals(got, ss), qt.Commentf("%s", what))
-	sockstat, err := oracle.Sockstat(ns)
-	qt.Assert(t, qt.IsNil(err))
-	all := 0
+	all := -int(gauges.Of(ns.Inode())[tracer.StateNewSynRecv])
 	for _, n := range got {
 		all += n
 	}
-	gauges, err := tr.Gauges(t.Context())
-	qt.Assert(t, qt.IsNil(err))
-	halfOpen := int(gauges.Of(ns.Inode())[tracer.StateNewSynRecv])
-	qt.Check(t, qt.Equals(all-halfOpen, sockstat["TCP"]["inuse"]+sockstat["TCP6"]["inuse"]+sockstat["TCP"]["tw"]), qt.Commentf("%s", what))
-	snmp, err := oracle.SNMP(ns)
-	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(all, sockstat["TCP"]["inuse"]+sockstat["TCP6"]["inuse"]+sockstat["TCP"]["tw"]), qt.Commentf("%s", what))
 	qt.Check(t, qt.Equals(got[tracer.StateEstablished]+got[tracer.StateCloseWait], snmp["Tcp"]["CurrEstab"]), qt.Commentf("%s", what))
+}
+
+// atRest reads at a moment at which nothing moves, not even a TIME_WAIT that
+// ends: ss says the same before and after, which it returns.
+func atRest(t testing.TB, ns *netns.NS, read func()) (ss map[tracer.State]int) {
+	t.Helper()
+	for attempts := 1; ; attempts++ {
+		before, err := oracle.SS(ns)
+		qt.Assert(t, qt.IsNil(err))
+		read()
+		after, err := oracle.SS(ns)
+		qt.Assert(t, qt.IsNil(err))
+		if maps.Equal(before, after) || attempts == 10 {
+			return after
+		}
+	}
 }
 
 // awaitSoftirqs waits for the softirqs that are at work: they are RCU readers.

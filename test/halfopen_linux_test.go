@@ -35,7 +35,7 @@ var halfOpenEndings = []halfOpenEnding{
 		end: func(_ *loop, r *remote) { eachPort(r.rst) }},
 	{name: "reset of one that ss has seen", reason: tracer.ReasonRSTReceived, asked: true,
 		end: func(_ *loop, r *remote) { eachPort(r.rst) }},
-	{name: "timeout", reason: tracer.ReasonTimeout,
+	{name: "timeout", reason: tracer.ReasonTimeoutHandshake,
 		prepare: func(l *loop) { l.ns.Sysctl("net.ipv4.tcp_synack_retries", "1") },
 		end:     func(l *loop, _ *remote) { l.awaitHalfOpen(0) }},
 	{name: "listener closed", reason: tracer.ReasonListenerGone,

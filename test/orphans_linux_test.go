@@ -46,7 +46,7 @@ func TestOrphanReset(t *testing.T) {
 	}{
 		{"unread data", tracer.ReasonRSTReceived, writeByte, nothing},
 		{"linger 0", tracer.ReasonRSTReceived, lingerZero, nothing},
-		{"data nobody will read", tracer.ReasonRSTSent, nothing, writeLate},
+		{"data nobody will read", tracer.ReasonRSTSentLateData, nothing, writeLate},
 	}
 	rec := shared(t)
 	for _, reset := range resets {

@@ -110,6 +110,7 @@ func checkOwnersBySide(t *testing.T, events []tracer.Event, role tracer.Role, st
 	t.Helper()
 	theirs := func(ev *tracer.Event) bool { return ev.Role == role }
 	for _, ev := range only(events, theirs) {
+		ev.Owner.Origin = opening(ev.Owner.Origin)
 		qt.Check(t, qt.Equals(ev.Owner, stranger), qt.Commentf("%v of %s", ev.Transition, ev.Owner.Comm()))
 	}
 	checkOwners(t, only(events, func(ev *tracer.Event) bool { return !theirs(ev) }))

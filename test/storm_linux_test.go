@@ -195,7 +195,7 @@ func checkIdentities(t *testing.T, s *storm, n *stormTally) {
 	equal("tw", n.count(fin2, tw)+n.count(closing, tw)-n.count(tw, closed), s.timeWaits)
 	qt.Check(t, qt.IsTrue(snmp["TcpExt"]["TCPTimeWaitOverflow"] > 0), qt.Commentf("the storm has not filled the buckets"))
 	qt.Check(t, qt.IsTrue(snmp["TcpExt"]["TWRecycled"] > 0), qt.Commentf("the storm has used no port again"))
-	qt.Check(t, qt.IsTrue(n.reasons[tracer.ReasonTimeout]+n.reasons[tracer.ReasonQueueFull] > 0), qt.Commentf("the storm has flooded nobody"))
+	qt.Check(t, qt.IsTrue(n.reasons[tracer.ReasonTimeoutHandshake]+n.reasons[tracer.ReasonQueueFull] > 0), qt.Commentf("the storm has flooded nobody"))
 }
 
 // storm is what happens in one namespace.

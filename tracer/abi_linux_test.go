@@ -22,6 +22,7 @@ func TestEnums(t *testing.T) {
 		{"finwait_evidence", "EVIDENCE_", func(i uint8) string { return Evidence(i).String() }, len(evidenceNames)},
 		{"finwait_origin", "ORIGIN_", func(i uint8) string { return Origin(i).String() }, len(originNames)},
 		{"finwait_reason", "REASON_", func(i uint8) string { return Reason(i).String() }, len(reasonNames)},
+		{"finwait_side", "SIDE_", func(i uint8) string { return Side(i).String() }, len(sideNames)},
 		{"finwait_role", "ROLE_", func(i uint8) string { return Role(i).String() }, len(roleNames)},
 	} {
 		var c *btf.Enum
@@ -29,6 +30,10 @@ func TestEnums(t *testing.T) {
 		for _, v := range c.Values {
 			if v.Name == "NUM_STATES" {
 				qt.Assert(t, qt.Equals(int(v.Value), numStates))
+				continue
+			}
+			if v.Name == "NUM_REASONS" {
+				qt.Assert(t, qt.Equals(int(v.Value), len(reasonNames)))
 				continue
 			}
 			want := strings.TrimPrefix(v.Name, enum.prefix)

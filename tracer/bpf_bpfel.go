@@ -49,7 +49,8 @@ type bpfFinwaitEvent struct {
 	Evidence uint8
 	Flags    uint8
 	Reason   uint8
-	Pad      [2]uint8
+	Side     uint8
+	Pad      [1]uint8
 }
 
 type bpfFinwaitEventFlags uint32
@@ -105,9 +106,11 @@ type bpfFinwaitNetnsFile struct {
 type bpfFinwaitOrigin uint32
 
 const (
-	bpfFinwaitOriginORIGIN_UNKNOWN bpfFinwaitOrigin = 0
-	bpfFinwaitOriginORIGIN_CONNECT bpfFinwaitOrigin = 1
-	bpfFinwaitOriginORIGIN_LISTEN  bpfFinwaitOrigin = 2
+	bpfFinwaitOriginORIGIN_UNKNOWN  bpfFinwaitOrigin = 0
+	bpfFinwaitOriginORIGIN_CONNECT  bpfFinwaitOrigin = 1
+	bpfFinwaitOriginORIGIN_LISTEN   bpfFinwaitOrigin = 2
+	bpfFinwaitOriginORIGIN_ACCEPT   bpfFinwaitOrigin = 3
+	bpfFinwaitOriginORIGIN_SNAPSHOT bpfFinwaitOrigin = 4
 )
 
 type bpfFinwaitRange struct {
@@ -119,18 +122,33 @@ type bpfFinwaitRange struct {
 type bpfFinwaitReason uint32
 
 const (
-	bpfFinwaitReasonREASON_UNKNOWN           bpfFinwaitReason = 0
-	bpfFinwaitReasonREASON_EXPIRED           bpfFinwaitReason = 1
-	bpfFinwaitReasonREASON_REUSED            bpfFinwaitReason = 2
-	bpfFinwaitReasonREASON_RST_RECEIVED      bpfFinwaitReason = 3
-	bpfFinwaitReasonREASON_RST_SENT          bpfFinwaitReason = 4
-	bpfFinwaitReasonREASON_KILLED            bpfFinwaitReason = 5
-	bpfFinwaitReasonREASON_NETNS_GONE        bpfFinwaitReason = 6
-	bpfFinwaitReasonREASON_TIME_WAIT_REFUSED bpfFinwaitReason = 7
-	bpfFinwaitReasonREASON_TIMEOUT           bpfFinwaitReason = 8
-	bpfFinwaitReasonREASON_LISTENER_GONE     bpfFinwaitReason = 9
-	bpfFinwaitReasonREASON_QUEUE_FULL        bpfFinwaitReason = 10
-	bpfFinwaitReasonREASON_UNREACHABLE       bpfFinwaitReason = 11
+	bpfFinwaitReasonREASON_UNKNOWN               bpfFinwaitReason = 0
+	bpfFinwaitReasonREASON_FIN                   bpfFinwaitReason = 1
+	bpfFinwaitReasonREASON_RST_RECEIVED          bpfFinwaitReason = 2
+	bpfFinwaitReasonREASON_REFUSED               bpfFinwaitReason = 3
+	bpfFinwaitReasonREASON_RST_SENT_UNREAD_DATA  bpfFinwaitReason = 4
+	bpfFinwaitReasonREASON_RST_SENT_LINGER       bpfFinwaitReason = 5
+	bpfFinwaitReasonREASON_RST_SENT_ABORT        bpfFinwaitReason = 6
+	bpfFinwaitReasonREASON_RST_SENT_UNACCEPTED   bpfFinwaitReason = 7
+	bpfFinwaitReasonREASON_RST_SENT_LATE_DATA    bpfFinwaitReason = 8
+	bpfFinwaitReasonREASON_RST_SENT_ORPHAN_LIMIT bpfFinwaitReason = 9
+	bpfFinwaitReasonREASON_RST_SENT_MEMORY       bpfFinwaitReason = 10
+	bpfFinwaitReasonREASON_TIMEOUT_HANDSHAKE     bpfFinwaitReason = 11
+	bpfFinwaitReasonREASON_TIMEOUT_RETRANSMIT    bpfFinwaitReason = 12
+	bpfFinwaitReasonREASON_TIMEOUT_KEEPALIVE     bpfFinwaitReason = 13
+	bpfFinwaitReasonREASON_TIMEOUT_USER          bpfFinwaitReason = 14
+	bpfFinwaitReasonREASON_UNREACHABLE           bpfFinwaitReason = 15
+	bpfFinwaitReasonREASON_KILLED                bpfFinwaitReason = 16
+	bpfFinwaitReasonREASON_CLOSED                bpfFinwaitReason = 17
+	bpfFinwaitReasonREASON_LOCAL_ERROR           bpfFinwaitReason = 18
+	bpfFinwaitReasonREASON_HANDSHAKE_FAILED      bpfFinwaitReason = 19
+	bpfFinwaitReasonREASON_LISTENER_GONE         bpfFinwaitReason = 20
+	bpfFinwaitReasonREASON_QUEUE_FULL            bpfFinwaitReason = 21
+	bpfFinwaitReasonREASON_TIME_WAIT_REFUSED     bpfFinwaitReason = 22
+	bpfFinwaitReasonREASON_EXPIRED               bpfFinwaitReason = 23
+	bpfFinwaitReasonREASON_REUSED                bpfFinwaitReason = 24
+	bpfFinwaitReasonREASON_NETNS_GONE            bpfFinwaitReason = 25
+	bpfFinwaitReasonNUM_REASONS                  bpfFinwaitReason = 26
 )
 
 type bpfFinwaitRole uint32
@@ -162,23 +180,30 @@ const (
 type bpfFinwaitSymbol uint32
 
 const (
-	bpfFinwaitSymbolSYMBOL_TW_TIMER_HANDLER    bpfFinwaitSymbol = 0
-	bpfFinwaitSymbolSYMBOL_REQSK_TIMER_HANDLER bpfFinwaitSymbol = 1
-	bpfFinwaitSymbolSYMBOL_TWSK_DESCHEDULE     bpfFinwaitSymbol = 2
-	bpfFinwaitSymbolSYMBOL_TWSK_PURGE          bpfFinwaitSymbol = 3
-	bpfFinwaitSymbolSYMBOL_TIMEWAIT_PROCESS    bpfFinwaitSymbol = 4
-	bpfFinwaitSymbolSYMBOL_TCP_V4RCV           bpfFinwaitSymbol = 5
-	bpfFinwaitSymbolSYMBOL_TCP_V6RCV           bpfFinwaitSymbol = 6
-	bpfFinwaitSymbolSYMBOL_TCP_V4ERR           bpfFinwaitSymbol = 7
-	bpfFinwaitSymbolSYMBOL_TCP_V6ERR           bpfFinwaitSymbol = 8
-	bpfFinwaitSymbolSYMBOL_TCP_ABORT           bpfFinwaitSymbol = 9
-	bpfFinwaitSymbolSYMBOL_DIAG_DESTROY        bpfFinwaitSymbol = 10
-	bpfFinwaitSymbolSYMBOL_TWSK_SCHEDULE       bpfFinwaitSymbol = 11
-	bpfFinwaitSymbolSYMBOL_TCP_TIME_WAIT       bpfFinwaitSymbol = 12
-	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ   bpfFinwaitSymbol = 13
-	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS     bpfFinwaitSymbol = 14
-	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ          bpfFinwaitSymbol = 15
-	bpfFinwaitSymbolNUM_SYMBOLS                bpfFinwaitSymbol = 16
+	bpfFinwaitSymbolSYMBOL_TW_TIMER_HANDLER        bpfFinwaitSymbol = 0
+	bpfFinwaitSymbolSYMBOL_REQSK_TIMER_HANDLER     bpfFinwaitSymbol = 1
+	bpfFinwaitSymbolSYMBOL_TWSK_DESCHEDULE         bpfFinwaitSymbol = 2
+	bpfFinwaitSymbolSYMBOL_TWSK_PURGE              bpfFinwaitSymbol = 3
+	bpfFinwaitSymbolSYMBOL_TIMEWAIT_PROCESS        bpfFinwaitSymbol = 4
+	bpfFinwaitSymbolSYMBOL_TCP_V4RCV               bpfFinwaitSymbol = 5
+	bpfFinwaitSymbolSYMBOL_TCP_V6RCV               bpfFinwaitSymbol = 6
+	bpfFinwaitSymbolSYMBOL_TCP_V4ERR               bpfFinwaitSymbol = 7
+	bpfFinwaitSymbolSYMBOL_TCP_V6ERR               bpfFinwaitSymbol = 8
+	bpfFinwaitSymbolSYMBOL_TCP_ABORT               bpfFinwaitSymbol = 9
+	bpfFinwaitSymbolSYMBOL_DIAG_DESTROY            bpfFinwaitSymbol = 10
+	bpfFinwaitSymbolSYMBOL_TWSK_SCHEDULE           bpfFinwaitSymbol = 11
+	bpfFinwaitSymbolSYMBOL_TCP_TIME_WAIT           bpfFinwaitSymbol = 12
+	bpfFinwaitSymbolSYMBOL_TCP_RCV_STATE_PROCESS   bpfFinwaitSymbol = 13
+	bpfFinwaitSymbolSYMBOL_TCP_VALIDATE_INCOMING   bpfFinwaitSymbol = 14
+	bpfFinwaitSymbolSYMBOL_TCP_KEEPALIVE_TIMER     bpfFinwaitSymbol = 15
+	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER         bpfFinwaitSymbol = 16
+	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER_HANDLER bpfFinwaitSymbol = 17
+	bpfFinwaitSymbolSYMBOL_TCP_CLOSE               bpfFinwaitSymbol = 18
+	bpfFinwaitSymbolSYMBOL_TCP_DISCONNECT          bpfFinwaitSymbol = 19
+	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ       bpfFinwaitSymbol = 20
+	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS         bpfFinwaitSymbol = 21
+	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ              bpfFinwaitSymbol = 22
+	bpfFinwaitSymbolNUM_SYMBOLS                    bpfFinwaitSymbol = 23
 )
 
 // Names of all BPF objects in the ELF.
@@ -205,6 +230,7 @@ const (
 	bpfProgCompleteHashdance     = "complete_hashdance"
 	bpfProgFindNetns             = "find_netns"
 	bpfProgMigrateSock           = "migrate_sock"
+	bpfProgReceiveReset          = "receive_reset"
 	bpfProgReqskDestructor4      = "reqsk_destructor4"
 	bpfProgReqskDestructor4Again = "reqsk_destructor4_again"
 	bpfProgReqskDestructor6      = "reqsk_destructor6"
@@ -216,6 +242,8 @@ const (
 	bpfProgSetStateAgain         = "set_state_again"
 	bpfProgSetStateLast          = "set_state_last"
 	bpfProgSetStateSoftirq       = "set_state_softirq"
+	bpfProgSockGraft             = "sock_graft"
+	bpfProgSockGraftAgain        = "sock_graft_again"
 	bpfProgSweepOrphans          = "sweep_orphans"
 	bpfProgTimerCancel           = "timer_cancel"
 	bpfProgTimerExpireEntry      = "timer_expire_entry"
@@ -228,6 +256,7 @@ const (
 	bpfProgTwskDestructor        = "twsk_destructor"
 	bpfProgTwskSchedule          = "twsk_schedule"
 	bpfVarAttached               = "attached"
+	bpfVarCallForm               = "call_form"
 	bpfVarCanKeepCpu             = "can_keep_cpu"
 	bpfVarFilterAddr             = "filter_addr"
 	bpfVarFilterAddrLen          = "filter_addr_len"
@@ -264,6 +293,7 @@ const (
 	bpfVarUnusedOrigin           = "unused_origin"
 	bpfVarUnusedReason           = "unused_reason"
 	bpfVarUnusedRole             = "unused_role"
+	bpfVarUnusedSide             = "unused_side"
 	bpfVarUnusedState            = "unused_state"
 	bpfVarUnusedSymbol           = "unused_symbol"
 	bpfVarWalkClaimed            = "walk_claimed"
@@ -319,6 +349,7 @@ type bpfProgramSpecs struct {
 	CompleteHashdance     *ebpf.ProgramSpec `ebpf:"complete_hashdance"`
 	FindNetns             *ebpf.ProgramSpec `ebpf:"find_netns"`
 	MigrateSock           *ebpf.ProgramSpec `ebpf:"migrate_sock"`
+	ReceiveReset          *ebpf.ProgramSpec `ebpf:"receive_reset"`
 	ReqskDestructor4      *ebpf.ProgramSpec `ebpf:"reqsk_destructor4"`
 	ReqskDestructor4Again *ebpf.ProgramSpec `ebpf:"reqsk_destructor4_again"`
 	ReqskDestructor6      *ebpf.ProgramSpec `ebpf:"reqsk_destructor6"`
@@ -330,6 +361,8 @@ type bpfProgramSpecs struct {
 	SetStateAgain         *ebpf.ProgramSpec `ebpf:"set_state_again"`
 	SetStateLast          *ebpf.ProgramSpec `ebpf:"set_state_last"`
 	SetStateSoftirq       *ebpf.ProgramSpec `ebpf:"set_state_softirq"`
+	SockGraft             *ebpf.ProgramSpec `ebpf:"sock_graft"`
+	SockGraftAgain        *ebpf.ProgramSpec `ebpf:"sock_graft_again"`
 	SweepOrphans          *ebpf.ProgramSpec `ebpf:"sweep_orphans"`
 	TimerCancel           *ebpf.ProgramSpec `ebpf:"timer_cancel"`
 	TimerExpireEntry      *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
@@ -368,6 +401,7 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Attached         *ebpf.VariableSpec `ebpf:"attached"`
+	CallForm         *ebpf.VariableSpec `ebpf:"call_form"`
 	CanKeepCpu       *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
 	FilterAddr       *ebpf.VariableSpec `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.VariableSpec `ebpf:"filter_addr_len"`
@@ -404,6 +438,7 @@ type bpfVariableSpecs struct {
 	UnusedOrigin     *ebpf.VariableSpec `ebpf:"unused_origin"`
 	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedRole       *ebpf.VariableSpec `ebpf:"unused_role"`
+	UnusedSide       *ebpf.VariableSpec `ebpf:"unused_side"`
 	UnusedState      *ebpf.VariableSpec `ebpf:"unused_state"`
 	UnusedSymbol     *ebpf.VariableSpec `ebpf:"unused_symbol"`
 	WalkClaimed      *ebpf.VariableSpec `ebpf:"walk_claimed"`
@@ -471,6 +506,7 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Attached         *ebpf.Variable `ebpf:"attached"`
+	CallForm         *ebpf.Variable `ebpf:"call_form"`
 	CanKeepCpu       *ebpf.Variable `ebpf:"can_keep_cpu"`
 	FilterAddr       *ebpf.Variable `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.Variable `ebpf:"filter_addr_len"`
@@ -507,6 +543,7 @@ type bpfVariables struct {
 	UnusedOrigin     *ebpf.Variable `ebpf:"unused_origin"`
 	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedRole       *ebpf.Variable `ebpf:"unused_role"`
+	UnusedSide       *ebpf.Variable `ebpf:"unused_side"`
 	UnusedState      *ebpf.Variable `ebpf:"unused_state"`
 	UnusedSymbol     *ebpf.Variable `ebpf:"unused_symbol"`
 	WalkClaimed      *ebpf.Variable `ebpf:"walk_claimed"`
@@ -524,6 +561,7 @@ type bpfPrograms struct {
 	CompleteHashdance     *ebpf.Program `ebpf:"complete_hashdance"`
 	FindNetns             *ebpf.Program `ebpf:"find_netns"`
 	MigrateSock           *ebpf.Program `ebpf:"migrate_sock"`
+	ReceiveReset          *ebpf.Program `ebpf:"receive_reset"`
 	ReqskDestructor4      *ebpf.Program `ebpf:"reqsk_destructor4"`
 	ReqskDestructor4Again *ebpf.Program `ebpf:"reqsk_destructor4_again"`
 	ReqskDestructor6      *ebpf.Program `ebpf:"reqsk_destructor6"`
@@ -535,6 +573,8 @@ type bpfPrograms struct {
 	SetStateAgain         *ebpf.Program `ebpf:"set_state_again"`
 	SetStateLast          *ebpf.Program `ebpf:"set_state_last"`
 	SetStateSoftirq       *ebpf.Program `ebpf:"set_state_softirq"`
+	SockGraft             *ebpf.Program `ebpf:"sock_graft"`
+	SockGraftAgain        *ebpf.Program `ebpf:"sock_graft_again"`
 	SweepOrphans          *ebpf.Program `ebpf:"sweep_orphans"`
 	TimerCancel           *ebpf.Program `ebpf:"timer_cancel"`
 	TimerExpireEntry      *ebpf.Program `ebpf:"timer_expire_entry"`
@@ -556,6 +596,7 @@ func (p *bpfPrograms) Close() error {
 		p.CompleteHashdance,
 		p.FindNetns,
 		p.MigrateSock,
+		p.ReceiveReset,
 		p.ReqskDestructor4,
 		p.ReqskDestructor4Again,
 		p.ReqskDestructor6,
@@ -567,6 +608,8 @@ func (p *bpfPrograms) Close() error {
 		p.SetStateAgain,
 		p.SetStateLast,
 		p.SetStateSoftirq,
+		p.SockGraft,
+		p.SockGraftAgain,
 		p.SweepOrphans,
 		p.TimerCancel,
 		p.TimerExpireEntry,

@@ -43,6 +43,7 @@ func decodeEvent(e *Event, record []byte, clock *clock) bool {
 		Role:     Role(raw.Who.Role),
 		Evidence: Evidence(raw.Evidence),
 		Reason:   Reason(raw.Reason),
+		Side:     Side(raw.Side),
 	}
 	return true
 }

@@ -2,7 +2,10 @@ package tracer
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -50,10 +53,13 @@ type Event struct {
 	// Evidence says what showed that the transition happened.
 	Evidence Evidence
 
-	// Reason says why the socket is gone, on the transition that ends a
-	// mini-socket or a half-open connection, or that should have begun
-	// TIME_WAIT. ReasonUnknown on all others.
+	// Reason says why the socket is gone, on the transition to CLOSE that ends
+	// it, and is ReasonUnknown on all others.
 	Reason Reason
+
+	// Side says who closed first, on the transition to CLOSE that ends a
+	// connection.
+	Side Side
 }
 
 // Family is a socket's address family.
@@ -76,9 +82,10 @@ func (f Family) String() string {
 	return "unknown"
 }
 
-// Owner is the process that opened a socket by connect or listen; a socket
-// that a listener accepted has the listener's owner. It is the process as it
-// was at that call, which may have ended since.
+// Owner is the process that opened a socket, by connect, listen or accept; until
+// a socket is accepted it has its listener's owner. It is the process as it was
+// at that call, which may have ended since, or have passed the socket on: to a
+// child, or to another process through a UNIX socket. It is still the owner.
 type Owner struct {
 	// Origin says how the owner was learnt. If it is OriginUnknown, no other
 	// field is valid.
@@ -119,12 +126,18 @@ const (
 	OriginUnknown Origin = iota
 	// OriginConnect is the process that called connect.
 	OriginConnect
-	// OriginListen is the process that called listen, or for an accepted
-	// socket the process that called listen on its listener.
+	// OriginListen is the process that called listen, or for a socket that is
+	// not known to be accepted the process that called listen on its listener.
 	OriginListen
+	// OriginAccept is the process that called accept. With EvidenceTimer that
+	// is not known before the process closes the socket or shuts it down.
+	OriginAccept
+	// OriginSnapshot is a process that had the socket open when the tracer
+	// began.
+	OriginSnapshot
 )
 
-var originNames = [...]string{"unknown", "connect", "listen"}
+var originNames = [...]string{"unknown", "connect", "listen", "accept", "snapshot"}
 
 // String returns the origin as it stands in the JSON record, such as "connect".
 func (o Origin) String() string { return nameOf(originNames[:], uint8(o)) }
@@ -167,54 +180,150 @@ var evidenceNames = [...]string{"kernel", "timer", "probe"}
 // String returns the evidence as it stands in the JSON record, such as "timer".
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
-// Reason says why a mini-socket or a half-open connection is gone.
+// Reason says why a connection, or a mini-socket, is gone.
 type Reason uint8
 
 // The reasons. The numbers are those of enum finwait_reason in bpf/finwait.h.
+//
+// Names begin with what they have in common: see [ParseReasons].
 const (
+	// ReasonUnknown is none of the others.
 	ReasonUnknown Reason = iota
-	// ReasonExpired is the end of TIME_WAIT after its 60 seconds, or of an
-	// orphan's FIN_WAIT2 after net.ipv4.tcp_fin_timeout or TCP_LINGER2.
-	ReasonExpired
-	// ReasonReused is a new connection that took over: by connect (see
-	// net.ipv4.tcp_tw_reuse), or by a SYN of the peer.
-	ReasonReused
+	// ReasonFIN is the orderly end of the side that closed last: both have
+	// sent a FIN, and both are acknowledged. The side that closed first goes
+	// on to TIME_WAIT, whose end has a reason of its own.
+	ReasonFIN
 	// ReasonRSTReceived is a reset from the peer. For a half-open connection
 	// it may also be a segment that the kernel answers with a reset.
 	ReasonRSTReceived
-	// ReasonRSTSent is a segment that the kernel answered with a reset: data
-	// for an orphan in FIN_WAIT2.
-	ReasonRSTSent
+	// ReasonRefused is a reset that answered a SYN: nobody listens there.
+	ReasonRefused
+	// ReasonRSTSentUnreadData is a close while there was data that nobody had
+	// read.
+	ReasonRSTSentUnreadData
+	// ReasonRSTSentLinger is a close with SO_LINGER and a time of 0, or, in
+	// FIN_WAIT2, with a negative TCP_LINGER2.
+	ReasonRSTSentLinger
+	// ReasonRSTSentAbort is a connect to AF_UNSPEC, which gives the connection
+	// up and keeps the socket.
+	ReasonRSTSentAbort
+	// ReasonRSTSentUnaccepted is a listener that was closed before anybody
+	// accepted the connection.
+	ReasonRSTSentUnaccepted
+	// ReasonRSTSentLateData is data (or a SYN) that came after the socket was
+	// closed, when nobody was left to read it.
+	ReasonRSTSentLateData
+	// ReasonRSTSentOrphanLimit is a connection that nobody owned any more, of
+	// which there were more than net.ipv4.tcp_max_orphans allows.
+	ReasonRSTSentOrphanLimit
+	// ReasonRSTSentMemory is TCP out of memory (net.ipv4.tcp_mem).
+	ReasonRSTSentMemory
+	// ReasonTimeoutHandshake is a SYN, or a SYN-ACK, that was repeated as
+	// often as it may be and not answered.
+	ReasonTimeoutHandshake
+	// ReasonTimeoutRetransmit is data, a FIN or a window probe that was
+	// repeated as often as it may be and not acknowledged.
+	ReasonTimeoutRetransmit
+	// ReasonTimeoutKeepalive is keepalive probes that were not answered.
+	ReasonTimeoutKeepalive
+	// ReasonTimeoutUser is TCP_USER_TIMEOUT.
+	ReasonTimeoutUser
+	// ReasonUnreachable is an ICMP error that ended a handshake.
+	ReasonUnreachable
 	// ReasonKilled is an operator: ss -K, or a program that calls
 	// bpf_sock_destroy.
 	ReasonKilled
-	// ReasonNetnsGone is the end of the network namespace.
-	ReasonNetnsGone
-	// ReasonTimeWaitRefused is a connection that went to CLOSE where
-	// TIME_WAIT, or an orphan's FIN_WAIT2, should have begun: there are
-	// net.ipv4.tcp_max_tw_buckets already, or there was no memory.
-	ReasonTimeWaitRefused
-	// ReasonTimeout is a half-open connection whose SYN-ACK was repeated as
-	// often as net.ipv4.tcp_synack_retries says, and not acknowledged.
-	ReasonTimeout
+	// ReasonClosed is a process that closed a listener, or gave up connecting.
+	ReasonClosed
+	// ReasonLocalError is a connect or listen that failed by itself: no route,
+	// no free port, address in use.
+	ReasonLocalError
+	// ReasonHandshakeFailed is a connection that the kernel could not make
+	// when its handshake was complete.
+	ReasonHandshakeFailed
 	// ReasonListenerGone is a half-open connection whose listener was closed.
 	ReasonListenerGone
 	// ReasonQueueFull is a half-open connection that was given up early
 	// because the listener's queue was more than half full, or whose listener
 	// had no room for it (with net.ipv4.tcp_abort_on_overflow).
 	ReasonQueueFull
-	// ReasonUnreachable is a half-open connection that ICMP said cannot be
-	// answered.
-	ReasonUnreachable
+	// ReasonTimeWaitRefused is a connection that went to CLOSE where
+	// TIME_WAIT, or an orphan's FIN_WAIT2, should have begun: there are
+	// net.ipv4.tcp_max_tw_buckets already, or there was no memory.
+	ReasonTimeWaitRefused
+	// ReasonExpired is the end of TIME_WAIT after its 60 seconds, or of an
+	// orphan's FIN_WAIT2 after net.ipv4.tcp_fin_timeout or TCP_LINGER2.
+	ReasonExpired
+	// ReasonReused is a new connection that took over from TIME_WAIT: by
+	// connect (see net.ipv4.tcp_tw_reuse), or by a SYN of the peer.
+	ReasonReused
+	// ReasonNetnsGone is the end of the network namespace.
+	ReasonNetnsGone
 )
 
 var reasonNames = [...]string{
-	"unknown", "expired", "reused", "rst_received", "rst_sent", "killed", "netns_gone",
-	"time_wait_refused", "timeout", "listener_gone", "queue_full", "unreachable",
+	"unknown", "fin", "rst_received", "refused",
+	"rst_sent_unread_data", "rst_sent_linger", "rst_sent_abort", "rst_sent_unaccepted", "rst_sent_late_data",
+	"rst_sent_orphan_limit", "rst_sent_memory",
+	"timeout_handshake", "timeout_retransmit", "timeout_keepalive", "timeout_user",
+	"unreachable", "killed", "closed", "local_error", "handshake_failed", "listener_gone", "queue_full",
+	"time_wait_refused", "expired", "reused", "netns_gone",
+}
+
+// Reasons returns all reasons in the order of their numbers, ReasonUnknown
+// first.
+func Reasons() []Reason {
+	all := make([]Reason, len(reasonNames))
+	for i := range all {
+		all[i] = Reason(i)
+	}
+	return all
+}
+
+// reasonGroups are names that stand for several reasons, those whose names begin
+// with them.
+var reasonGroups = []string{"rst_sent", "timeout"}
+
+// ParseReasons returns the reason of that name, or those of the group of that
+// name: "timeout" has all whose names begin with "timeout_", and "rst_sent" all
+// that begin with "rst_sent_".
+func ParseReasons(name string) ([]Reason, error) {
+	var found []Reason
+	group := slices.Contains(reasonGroups, name)
+	for _, r := range Reasons() {
+		if r.String() == name || group && strings.HasPrefix(r.String(), name+"_") {
+			found = append(found, r)
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("unknown reason %q", name)
+	}
+	return found, nil
 }
 
 // String returns the reason as it stands in the JSON record, such as "expired".
 func (r Reason) String() string { return nameOf(reasonNames[:], uint8(r)) }
+
+// Side says who closed a connection first.
+type Side uint8
+
+// The sides. The numbers are those of enum finwait_side in bpf/finwait.h.
+const (
+	// SideUnknown also stands for nobody: the connection timed out, or could
+	// not be made.
+	SideUnknown Side = iota
+	// SideLocal is the socket's own side: it sent the first FIN, or the reset.
+	SideLocal
+	// SidePeer is the other side.
+	SidePeer
+	// SideBoth is both at once: each sent its FIN before the other's came.
+	SideBoth
+)
+
+var sideNames = [...]string{"unknown", "local", "peer", "both"}
+
+// String returns the side as it stands in the JSON record, such as "local".
+func (s Side) String() string { return nameOf(sideNames[:], uint8(s)) }
 
 func nameOf(names []string, i uint8) string {
 	if int(i) < len(names) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -21,7 +22,7 @@ import (
 // the order in which they must: see bpf/finwait.bpf.c.
 const stateTracepoint = "inet_sock_set_state"
 
-var statePrograms = []string{"set_state_softirq", "set_state", "set_state_again", "set_state_last"}
+var statePrograms = []string{"receive_reset", "set_state_softirq", "set_state", "set_state_again", "set_state_last"}
 
 // claimProgram goes through the sockets of a network namespace (bpf/claim.h),
 // findProgram through the open files of the host (bpf/namespaces.h).
@@ -70,13 +71,17 @@ var tiers = []tier{
 		programs: []string{
 			"twsk_destructor", "tw_timer", "twsk_deschedule", "twsk_schedule", "twsk_alloc", "twsk_alloc_again",
 			"reqsk_destructor4", "reqsk_destructor4_again", "reqsk_destructor6", "reqsk_destructor6_again",
-			"complete_hashdance", "migrate_sock", "reqsk_timer", "reqsk_hash_add",
+			"complete_hashdance", "migrate_sock", "reqsk_timer", "reqsk_hash_add", "sock_graft", "sock_graft_again",
 		},
 		// Missing before 5.14; static, and so may be called otherwise in a
-		// kernel to come; in a module where IPv6 is one.
-		optional: []string{"migrate_sock", "tw_timer", "reqsk_timer", "reqsk_destructor6", "reqsk_destructor6_again"},
-		try:      tryProbe,
-		symbols:  func(*symbols) error { return nil }, // without them, some reasons are unknown
+		// kernel to come; in a module where IPv6 is one; only there with
+		// CONFIG_SECURITY_NETWORK.
+		optional: []string{
+			"migrate_sock", "tw_timer", "reqsk_timer", "reqsk_destructor6", "reqsk_destructor6_again",
+			"sock_graft", "sock_graft_again",
+		},
+		try:     tryProbe,
+		symbols: func(*symbols) error { return nil }, // without them, some reasons are unknown
 	},
 	{
 		evidence: EvidenceTimer,
@@ -243,6 +248,7 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbol
 	values["jiffy_ns"] = jiffy
 	values["tier"] = uint8(with.evidence)
 	values["symbols"] = *syms
+	values["call_form"] = callForm()
 	if values["can_keep_cpu"], err = kernelHas("bpf_preempt_disable"); err != nil {
 		return err
 	}
@@ -256,6 +262,17 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbol
 		}
 	}
 	return nil
+}
+
+// callForm returns how this machine's code calls a function: see bpf/callers.h.
+func callForm() uint8 {
+	switch runtime.GOARCH {
+	case "amd64":
+		return 1
+	case "arm64":
+		return 2
+	}
+	return 0
 }
 
 // jiffyLength returns the length of a jiffy in nanoseconds: the resolution of

@@ -29,6 +29,7 @@ const (
 	fieldOwner
 	fieldRole
 	fieldReason
+	fieldSide
 	fieldEvidence
 
 	numFields
@@ -53,6 +54,7 @@ var fieldNames = [numFields]string{
 	fieldOwner:      "owner",
 	fieldRole:       "role",
 	fieldReason:     "reason",
+	fieldSide:       "side",
 	fieldEvidence:   "evidence",
 }
 
@@ -90,6 +92,8 @@ func (f field) known(ev *tracer.Event) bool {
 		return ev.Role != tracer.RoleUnknown
 	case fieldReason:
 		return ev.Reason != tracer.ReasonUnknown
+	case fieldSide:
+		return ev.Side != tracer.SideUnknown
 	}
 	return true
 }
@@ -152,6 +156,8 @@ func (f field) word(ev *tracer.Event) string {
 		return ev.Role.String()
 	case fieldReason:
 		return ev.Reason.String()
+	case fieldSide:
+		return ev.Side.String()
 	case fieldEvidence:
 		return ev.Evidence.String()
 	}
