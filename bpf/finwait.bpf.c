@@ -19,6 +19,7 @@
 #include "callers.h"
 #include "preempt.h"
 #include "transition.h"
+#include "record.h"
 #include "request.h"
 #include "socket.h"
 #include "reason.h"
@@ -82,26 +83,33 @@ static __always_inline int on_set_state(void *ctx, struct sock *sk, int old, int
 		c->state = new;
 	}
 	if (is_birth(old, new)) {
+		if (records_on && c)
+			walk_step(sk, c, &t);
 		gauge_socket(&t, c, claimed);
 		be_born(c, sk, &t);
 		return 0;
 	}
 	t.cookie = bpf_get_socket_cookie(sk);
-	if (may_leave_mini(old, new)) {
-		mini = mini_of(&t.tuple, c);
-		if (mini) {
-			mini_join(mini, c, claimed, &t);
-			return 0;
-		}
+	mini = may_leave_mini(old, new) ? mini_of(&t.tuple, c) : 0;
+	if (mini) {
+		t.side = c ? c->side : SIDE_UNKNOWN;
+		if (records_on && c)
+			record_keep(mini, sk, c, &t);
+		mini_join(mini, c, claimed, &t);
+		return 0;
 	}
 	if (c) {
 		note_end(ctx, sk, c, old, new);
 		t.reason = c->reason;
 		t.side = c->side;
 	}
+	if (records_on && c)
+		walk_step(sk, c, &t);
 	gauge_socket(&t, c, claimed);
 	count(old, new);
 	tell(c, sk, &t, filter_tuple(&t.tuple, t.family));
+	if (records_on && c && new == CLOSE)
+		record_end(sk, c, &t);
 	return 0;
 }
 
@@ -214,6 +222,7 @@ const enum finwait_event_flags *unused_flags __attribute__((unused));
 const enum finwait_side *unused_side __attribute__((unused));
 const enum finwait_reason *unused_reason __attribute__((unused));
 const enum finwait_symbol *unused_symbol __attribute__((unused));
+const struct finwait_conn *unused_conn __attribute__((unused));
 const struct finwait_netns_file *unused_netns_file __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

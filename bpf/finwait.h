@@ -140,6 +140,38 @@ struct finwait_event {
 };
 _Static_assert(sizeof(struct finwait_event) == 112, "event has padding");
 
+/* The states that a connection has been in, each at most once. */
+struct finwait_walk {
+	__u64 start_ns; /* when its first began; 0 if that was not seen */
+	__u64 dwell_ns[NUM_STATES];
+	__u16 visited; /* a bit for each state that it has entered */
+	__u16 known; /* and for each whose dwell is known */
+	__u8 slow; /* it was in one for longer than it should (record_slow_ns) */
+	__u8 __pad[3];
+};
+
+/* A connection that has ended, as it stands in the ring buffer. */
+struct finwait_conn {
+	__u64 end_ns; /* CLOCK_MONOTONIC */
+	__u64 cookie; /* 0 if unknown */
+	__u64 bytes_sent; /* each once, however often it was sent */
+	__u64 bytes_received;
+	struct finwait_walk walk;
+	struct finwait_who who;
+	struct finwait_tuple tuple;
+	__u32 segments_sent;
+	__u32 segments_received;
+	__u32 retransmits;
+	__u32 srtt_us;
+	__u8 family; /* AF_INET or AF_INET6 */
+	__u8 side; /* enum finwait_side */
+	__u8 reason; /* enum finwait_reason */
+	__u8 time_wait_reason; /* the same, of the end of TIME_WAIT */
+	__u8 counted; /* bytes, segments, retransmits and srtt are known */
+	__u8 __pad[3];
+};
+_Static_assert(sizeof(struct finwait_conn) == 256, "conn has padding");
+
 /*
  * Transitions out of one state. The fields stand in the order of enum
  * finwait_state, so that the row can be indexed by it.
@@ -251,6 +283,9 @@ struct finwait_ledger {
 	__u64 netns_full; /* transitions whose network namespace found no room in gauges */
 	__u64 stack_failed; /* times that the kernel's stack could not be read */
 	__u64 stale; /* mini-sockets and half-open connections whose end was missed, found by an audit */
+	__u64 records_told; /* records given to their ring */
+	__u64 records_lost; /* records lost because that was full */
+	__u64 records_full; /* records that lack what the full socket knew, for want of room in records */
 	__u64 syn_cookies; /* connections that a SYN cookie opened, without a half-open state */
 };
 

@@ -172,6 +172,13 @@ struct tcp_sock {
 	__u32 snd_una;
 	__u32 write_seq;
 	int linger2;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u64 bytes_received;
+	__u32 segs_out;
+	__u32 segs_in;
+	__u32 total_retrans;
+	__u32 srtt_us;
 	__u8 syn_data_acked : 1;
 };
 

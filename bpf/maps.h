@@ -244,6 +244,13 @@ bool attached;
  */
 bool settled;
 
+/* What Go is woken for. */
+enum wake {
+	WAKE_EVENTS,
+	WAKE_RECORDS,
+	WAKE_KINDS,
+};
+
 #define CALLERS_DEPTH 16
 #define NESTING_MAX 4 /* a process, a softirq, an interrupt, an NMI */
 
@@ -255,7 +262,7 @@ struct callstack {
 /* What the programs of one CPU tell each other. */
 struct scratch {
 	__u64 mark; /* what set_state_softirq handled last: the socket's address plus its new state */
-	__u64 woke_ns; /* when Go was last woken from here */
+	__u64 woke_ns[WAKE_KINDS]; /* when Go was last woken from here */
 	__u64 child; /* the socket that came out of a listener last, if its handshake's end is not seen */
 	__u64 rearming; /* the mini-socket whose timer is about to be armed anew */
 	__u64 expiring; /* the request socket whose timer runs */

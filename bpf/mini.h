@@ -109,7 +109,8 @@ static __always_inline void unwatch_mini(__u64 addr)
 }
 
 /* Tells a mini-socket's transition, if nobody has yet. */
-static __always_inline bool mini_tell(struct mini *m, __u32 old, __u32 new, __u64 time_ns, __u8 reason)
+static __always_inline bool mini_tell(struct mini *m, __u64 addr, __u32 old, __u32 new, __u64 time_ns,
+				      __u8 reason)
 {
 	struct transition t = {};
 
@@ -130,13 +131,16 @@ static __always_inline bool mini_tell(struct mini *m, __u32 old, __u32 new, __u6
 	count(old, new);
 	if (filter_tuple(&t.tuple, t.family) == PASS)
 		emit_if_wanted(&t, &m->who);
+	if (records_on)
+		record_step(addr, m, &t);
 	return true;
 }
 
 /* The same, of a mini-socket that has been in gauges in its old state. */
-static __always_inline bool mini_move(struct mini *m, __u32 old, __u32 new, __u64 time_ns, __u8 reason)
+static __always_inline bool mini_move(struct mini *m, __u64 addr, __u32 old, __u32 new, __u64 time_ns,
+				      __u8 reason)
 {
-	if (!mini_tell(m, old, new, time_ns, reason))
+	if (!mini_tell(m, addr, old, new, time_ns, reason))
 		return false;
 	if (m->gauged)
 		gauge_move(m->net, m->tuple.netns, old, new);
@@ -162,7 +166,7 @@ static __always_inline void catch_up(struct mini *m, __u64 addr, __u64 now)
 {
 	if (m->state != FIN_WAIT2 || mini_substate(addr) != TIME_WAIT)
 		return;
-	mini_move(m, FIN_WAIT2, TIME_WAIT, time_wait_began(addr, m->since_ns, now), REASON_UNKNOWN);
+	mini_move(m, addr, FIN_WAIT2, TIME_WAIT, time_wait_began(addr, m->since_ns, now), REASON_UNKNOWN);
 }
 
 /* A mini-socket has been made; its full socket is about to close. */
@@ -213,7 +217,7 @@ static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns, 
 		return; /* mini_join goes on */
 	catch_up(m, addr, time_ns);
 	state = m->state;
-	if (state >= CLOSE || !mini_move(m, state, CLOSE, time_ns, reason))
+	if (state >= CLOSE || !mini_move(m, addr, state, CLOSE, time_ns, reason))
 		return;
 	unwatch_mini(addr);
 	if (!m->stray)
@@ -254,7 +258,7 @@ static __always_inline void mini_join(__u64 addr, const struct conn *c, bool cla
 	state = m->state;
 	m->state = t->old;
 	if (substate == TIME_WAIT)
-		mini_tell(m, t->old, TIME_WAIT, t->time_ns, REASON_UNKNOWN);
+		mini_tell(m, addr, t->old, TIME_WAIT, t->time_ns, REASON_UNKNOWN);
 	else if (tier == EVIDENCE_TIMER && m != &unfollowed)
 		watch_mini(addr);
 	if (state == ENDED)
@@ -266,7 +270,7 @@ static __always_inline void mini_rearm(struct mini *m, __u64 addr, __u64 now)
 {
 	if (m->state != FIN_WAIT2 || mini_substate(addr) != TIME_WAIT)
 		return;
-	mini_move(m, FIN_WAIT2, TIME_WAIT, now, REASON_UNKNOWN);
+	mini_move(m, addr, FIN_WAIT2, TIME_WAIT, now, REASON_UNKNOWN);
 	unwatch_mini(addr);
 }
 

@@ -156,6 +156,8 @@ static __always_inline void request_drop(struct request *r, __u64 time_ns, __u8 
 	if (r->gauged)
 		gauge_move(r->net, r->tuple.netns, NEW_SYN_RECV, CLOSE);
 	request_emit(r, NEW_SYN_RECV, CLOSE, time_ns, r->since_ns, reason);
+	if (records_on)
+		record_half_open(r, time_ns, reason);
 }
 
 /* Its handshake is complete: the socket at child goes on. */
@@ -179,8 +181,8 @@ static __always_inline bool opened_by_data(const struct sock *sk)
  * half-open connection, that is what it was before; if not, the SYN was
  * answered with a cookie, or carried data.
  */
-static __always_inline void request_join(struct transition *t, const struct sock *sk,
-					 const struct finwait_who *who, bool wanted)
+static __always_inline void request_join(struct transition *t, struct sock *sk, const struct finwait_who *who,
+					 bool wanted)
 {
 	struct completed *found, c;
 
@@ -189,6 +191,8 @@ static __always_inline void request_join(struct transition *t, const struct sock
 		return;
 	c = *found;
 	bpf_map_delete_elem(&completed, &t->tuple);
+	if (records_on)
+		walk_half_open(sk, c.since_ns, t->time_ns);
 	if (!c.told && wanted) {
 		struct transition begin = *t;
 

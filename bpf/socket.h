@@ -101,7 +101,7 @@ static __always_inline void hold(struct conn *c, const struct transition *t)
 }
 
 /* Tells the held transition, with the tuple of the one that follows. */
-static __always_inline void release(struct conn *c, const struct sock *sk, const struct transition *next,
+static __always_inline void release(struct conn *c, struct sock *sk, const struct transition *next,
 				    bool wanted)
 {
 	struct transition t = *next;

@@ -30,14 +30,14 @@ struct transition {
  */
 #define WAKE_EVERY_NS 1000000ULL
 
-static __always_inline __u64 wake_flags(void)
+static __always_inline __u64 wake_flags(enum wake what)
 {
 	struct scratch *here = scratch_here();
 	__u64 now = bpf_ktime_get_ns();
 
-	if (!here || now - here->woke_ns < WAKE_EVERY_NS)
+	if (!here || now - here->woke_ns[what] < WAKE_EVERY_NS)
 		return BPF_RB_NO_WAKEUP;
-	here->woke_ns = now;
+	here->woke_ns[what] = now;
 	return BPF_RB_FORCE_WAKEUP;
 }
 
@@ -68,7 +68,7 @@ static __always_inline void emit(const struct transition *t, const struct finwai
 		e->flags = EVENT_DWELL_KNOWN;
 	}
 	__builtin_memset(e->__pad, 0, sizeof(e->__pad));
-	bpf_ringbuf_submit(e, wake_flags());
+	bpf_ringbuf_submit(e, wake_flags(WAKE_EVENTS));
 	ledger_add(emitted);
 }
 

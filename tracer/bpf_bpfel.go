@@ -19,23 +19,49 @@ type bpfFinwaitCidr struct {
 	Mask [16]uint8
 }
 
+type bpfFinwaitConn struct {
+	_             structs.HostLayout
+	EndNs         uint64
+	Cookie        uint64
+	BytesSent     uint64
+	BytesReceived uint64
+	Walk          struct {
+		_       structs.HostLayout
+		StartNs uint64
+		DwellNs [13]uint64
+		Visited uint16
+		Known   uint16
+		Slow    uint8
+		Pad     [3]uint8
+	}
+	Who   bpfFinwaitWho
+	Tuple struct {
+		_     structs.HostLayout
+		Laddr [16]uint8
+		Raddr [16]uint8
+		Netns uint32
+		Lport uint16
+		Rport uint16
+	}
+	SegmentsSent     uint32
+	SegmentsReceived uint32
+	Retransmits      uint32
+	SrttUs           uint32
+	Family           uint8
+	Side             uint8
+	Reason           uint8
+	TimeWaitReason   uint8
+	Counted          uint8
+	Pad              [3]uint8
+}
+
 type bpfFinwaitEvent struct {
 	_       structs.HostLayout
 	TimeNs  uint64
 	DwellNs uint64
 	Cookie  uint64
-	Who     struct {
-		_        structs.HostLayout
-		CgroupId uint64
-		Pid      uint32
-		Uid      uint32
-		Comm     [16]uint8
-		Origin   uint8
-		Role     uint8
-		InCgroup uint8
-		Pad      [5]uint8
-	}
-	Tuple struct {
+	Who     bpfFinwaitWho
+	Tuple   struct {
 		_     structs.HostLayout
 		Laddr [16]uint8
 		Raddr [16]uint8
@@ -92,6 +118,9 @@ type bpfFinwaitLedger struct {
 	NetnsFull     uint64
 	StackFailed   uint64
 	Stale         uint64
+	RecordsTold   uint64
+	RecordsLost   uint64
+	RecordsFull   uint64
 	SynCookies    uint64
 }
 
@@ -206,12 +235,25 @@ const (
 	bpfFinwaitSymbolNUM_SYMBOLS                    bpfFinwaitSymbol = 23
 )
 
+type bpfFinwaitWho struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	Pid      uint32
+	Uid      uint32
+	Comm     [16]uint8
+	Origin   uint8
+	Role     uint8
+	InCgroup uint8
+	Pad      [5]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapCompleted              = "completed"
 	bpfMapConns                  = "conns"
+	bpfMapEnded                  = "ended"
 	bpfMapEvents                 = "events"
 	bpfMapGauges                 = "gauges"
 	bpfMapHandoff                = "handoff"
@@ -221,8 +263,10 @@ const (
 	bpfMapMinis                  = "minis"
 	bpfMapMinisAside             = "minis_aside"
 	bpfMapNetnsWritten           = "netns_written"
+	bpfMapRecords                = "records"
 	bpfMapRequests               = "requests"
 	bpfMapScratch                = "scratch"
+	bpfMapWalks                  = "walks"
 	bpfMapWatch                  = "watch"
 	bpfProgAuditMinis            = "audit_minis"
 	bpfProgAuditRequests         = "audit_requests"
@@ -283,10 +327,16 @@ const (
 	bpfVarMigrations             = "migrations"
 	bpfVarMinisPutAside          = "minis_put_aside"
 	bpfVarNetnsRun               = "netns_run"
+	bpfVarRecordAll              = "record_all"
+	bpfVarRecordReasons          = "record_reasons"
+	bpfVarRecordSlowNs           = "record_slow_ns"
+	bpfVarRecordsAtTimeWait      = "records_at_time_wait"
+	bpfVarRecordsOn              = "records_on"
 	bpfVarSettled                = "settled"
 	bpfVarSymbols                = "symbols"
 	bpfVarTier                   = "tier"
 	bpfVarUnfollowedLive         = "unfollowed_live"
+	bpfVarUnusedConn             = "unused_conn"
 	bpfVarUnusedEvidence         = "unused_evidence"
 	bpfVarUnusedFlags            = "unused_flags"
 	bpfVarUnusedNetnsFile        = "unused_netns_file"
@@ -382,6 +432,7 @@ type bpfProgramSpecs struct {
 type bpfMapSpecs struct {
 	Completed    *ebpf.MapSpec `ebpf:"completed"`
 	Conns        *ebpf.MapSpec `ebpf:"conns"`
+	Ended        *ebpf.MapSpec `ebpf:"ended"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Gauges       *ebpf.MapSpec `ebpf:"gauges"`
 	Handoff      *ebpf.MapSpec `ebpf:"handoff"`
@@ -391,8 +442,10 @@ type bpfMapSpecs struct {
 	Minis        *ebpf.MapSpec `ebpf:"minis"`
 	MinisAside   *ebpf.MapSpec `ebpf:"minis_aside"`
 	NetnsWritten *ebpf.MapSpec `ebpf:"netns_written"`
+	Records      *ebpf.MapSpec `ebpf:"records"`
 	Requests     *ebpf.MapSpec `ebpf:"requests"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
+	Walks        *ebpf.MapSpec `ebpf:"walks"`
 	Watch        *ebpf.MapSpec `ebpf:"watch"`
 }
 
@@ -400,50 +453,56 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	Attached         *ebpf.VariableSpec `ebpf:"attached"`
-	CallForm         *ebpf.VariableSpec `ebpf:"call_form"`
-	CanKeepCpu       *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
-	FilterAddr       *ebpf.VariableSpec `ebpf:"filter_addr"`
-	FilterAddrLen    *ebpf.VariableSpec `ebpf:"filter_addr_len"`
-	FilterByLport    *ebpf.VariableSpec `ebpf:"filter_by_lport"`
-	FilterByPort     *ebpf.VariableSpec `ebpf:"filter_by_port"`
-	FilterByRport    *ebpf.VariableSpec `ebpf:"filter_by_rport"`
-	FilterCgroup     *ebpf.VariableSpec `ebpf:"filter_cgroup"`
-	FilterCgroupLen  *ebpf.VariableSpec `ebpf:"filter_cgroup_len"`
-	FilterComm       *ebpf.VariableSpec `ebpf:"filter_comm"`
-	FilterCommLen    *ebpf.VariableSpec `ebpf:"filter_comm_len"`
-	FilterFamily     *ebpf.VariableSpec `ebpf:"filter_family"`
-	FilterLport      *ebpf.VariableSpec `ebpf:"filter_lport"`
-	FilterNetns      *ebpf.VariableSpec `ebpf:"filter_netns"`
-	FilterNetnsLen   *ebpf.VariableSpec `ebpf:"filter_netns_len"`
-	FilterPid        *ebpf.VariableSpec `ebpf:"filter_pid"`
-	FilterPidLen     *ebpf.VariableSpec `ebpf:"filter_pid_len"`
-	FilterPort       *ebpf.VariableSpec `ebpf:"filter_port"`
-	FilterRport      *ebpf.VariableSpec `ebpf:"filter_rport"`
-	FilterTransition *ebpf.VariableSpec `ebpf:"filter_transition"`
-	FilterUid        *ebpf.VariableSpec `ebpf:"filter_uid"`
-	FilterUidLen     *ebpf.VariableSpec `ebpf:"filter_uid_len"`
-	GaugeInserts     *ebpf.VariableSpec `ebpf:"gauge_inserts"`
-	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
-	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
-	MinisPutAside    *ebpf.VariableSpec `ebpf:"minis_put_aside"`
-	NetnsRun         *ebpf.VariableSpec `ebpf:"netns_run"`
-	Settled          *ebpf.VariableSpec `ebpf:"settled"`
-	Symbols          *ebpf.VariableSpec `ebpf:"symbols"`
-	Tier             *ebpf.VariableSpec `ebpf:"tier"`
-	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
-	UnusedEvidence   *ebpf.VariableSpec `ebpf:"unused_evidence"`
-	UnusedFlags      *ebpf.VariableSpec `ebpf:"unused_flags"`
-	UnusedNetnsFile  *ebpf.VariableSpec `ebpf:"unused_netns_file"`
-	UnusedOrigin     *ebpf.VariableSpec `ebpf:"unused_origin"`
-	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
-	UnusedRole       *ebpf.VariableSpec `ebpf:"unused_role"`
-	UnusedSide       *ebpf.VariableSpec `ebpf:"unused_side"`
-	UnusedState      *ebpf.VariableSpec `ebpf:"unused_state"`
-	UnusedSymbol     *ebpf.VariableSpec `ebpf:"unused_symbol"`
-	WalkClaimed      *ebpf.VariableSpec `ebpf:"walk_claimed"`
-	WalkSeen         *ebpf.VariableSpec `ebpf:"walk_seen"`
-	Watching         *ebpf.VariableSpec `ebpf:"watching"`
+	Attached          *ebpf.VariableSpec `ebpf:"attached"`
+	CallForm          *ebpf.VariableSpec `ebpf:"call_form"`
+	CanKeepCpu        *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
+	FilterAddr        *ebpf.VariableSpec `ebpf:"filter_addr"`
+	FilterAddrLen     *ebpf.VariableSpec `ebpf:"filter_addr_len"`
+	FilterByLport     *ebpf.VariableSpec `ebpf:"filter_by_lport"`
+	FilterByPort      *ebpf.VariableSpec `ebpf:"filter_by_port"`
+	FilterByRport     *ebpf.VariableSpec `ebpf:"filter_by_rport"`
+	FilterCgroup      *ebpf.VariableSpec `ebpf:"filter_cgroup"`
+	FilterCgroupLen   *ebpf.VariableSpec `ebpf:"filter_cgroup_len"`
+	FilterComm        *ebpf.VariableSpec `ebpf:"filter_comm"`
+	FilterCommLen     *ebpf.VariableSpec `ebpf:"filter_comm_len"`
+	FilterFamily      *ebpf.VariableSpec `ebpf:"filter_family"`
+	FilterLport       *ebpf.VariableSpec `ebpf:"filter_lport"`
+	FilterNetns       *ebpf.VariableSpec `ebpf:"filter_netns"`
+	FilterNetnsLen    *ebpf.VariableSpec `ebpf:"filter_netns_len"`
+	FilterPid         *ebpf.VariableSpec `ebpf:"filter_pid"`
+	FilterPidLen      *ebpf.VariableSpec `ebpf:"filter_pid_len"`
+	FilterPort        *ebpf.VariableSpec `ebpf:"filter_port"`
+	FilterRport       *ebpf.VariableSpec `ebpf:"filter_rport"`
+	FilterTransition  *ebpf.VariableSpec `ebpf:"filter_transition"`
+	FilterUid         *ebpf.VariableSpec `ebpf:"filter_uid"`
+	FilterUidLen      *ebpf.VariableSpec `ebpf:"filter_uid_len"`
+	GaugeInserts      *ebpf.VariableSpec `ebpf:"gauge_inserts"`
+	JiffyNs           *ebpf.VariableSpec `ebpf:"jiffy_ns"`
+	Migrations        *ebpf.VariableSpec `ebpf:"migrations"`
+	MinisPutAside     *ebpf.VariableSpec `ebpf:"minis_put_aside"`
+	NetnsRun          *ebpf.VariableSpec `ebpf:"netns_run"`
+	RecordAll         *ebpf.VariableSpec `ebpf:"record_all"`
+	RecordReasons     *ebpf.VariableSpec `ebpf:"record_reasons"`
+	RecordSlowNs      *ebpf.VariableSpec `ebpf:"record_slow_ns"`
+	RecordsAtTimeWait *ebpf.VariableSpec `ebpf:"records_at_time_wait"`
+	RecordsOn         *ebpf.VariableSpec `ebpf:"records_on"`
+	Settled           *ebpf.VariableSpec `ebpf:"settled"`
+	Symbols           *ebpf.VariableSpec `ebpf:"symbols"`
+	Tier              *ebpf.VariableSpec `ebpf:"tier"`
+	UnfollowedLive    *ebpf.VariableSpec `ebpf:"unfollowed_live"`
+	UnusedConn        *ebpf.VariableSpec `ebpf:"unused_conn"`
+	UnusedEvidence    *ebpf.VariableSpec `ebpf:"unused_evidence"`
+	UnusedFlags       *ebpf.VariableSpec `ebpf:"unused_flags"`
+	UnusedNetnsFile   *ebpf.VariableSpec `ebpf:"unused_netns_file"`
+	UnusedOrigin      *ebpf.VariableSpec `ebpf:"unused_origin"`
+	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
+	UnusedRole        *ebpf.VariableSpec `ebpf:"unused_role"`
+	UnusedSide        *ebpf.VariableSpec `ebpf:"unused_side"`
+	UnusedState       *ebpf.VariableSpec `ebpf:"unused_state"`
+	UnusedSymbol      *ebpf.VariableSpec `ebpf:"unused_symbol"`
+	WalkClaimed       *ebpf.VariableSpec `ebpf:"walk_claimed"`
+	WalkSeen          *ebpf.VariableSpec `ebpf:"walk_seen"`
+	Watching          *ebpf.VariableSpec `ebpf:"watching"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -468,6 +527,7 @@ func (o *bpfObjects) Close() error {
 type bpfMaps struct {
 	Completed    *ebpf.Map `ebpf:"completed"`
 	Conns        *ebpf.Map `ebpf:"conns"`
+	Ended        *ebpf.Map `ebpf:"ended"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Gauges       *ebpf.Map `ebpf:"gauges"`
 	Handoff      *ebpf.Map `ebpf:"handoff"`
@@ -477,8 +537,10 @@ type bpfMaps struct {
 	Minis        *ebpf.Map `ebpf:"minis"`
 	MinisAside   *ebpf.Map `ebpf:"minis_aside"`
 	NetnsWritten *ebpf.Map `ebpf:"netns_written"`
+	Records      *ebpf.Map `ebpf:"records"`
 	Requests     *ebpf.Map `ebpf:"requests"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
+	Walks        *ebpf.Map `ebpf:"walks"`
 	Watch        *ebpf.Map `ebpf:"watch"`
 }
 
@@ -486,6 +548,7 @@ func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Completed,
 		m.Conns,
+		m.Ended,
 		m.Events,
 		m.Gauges,
 		m.Handoff,
@@ -495,8 +558,10 @@ func (m *bpfMaps) Close() error {
 		m.Minis,
 		m.MinisAside,
 		m.NetnsWritten,
+		m.Records,
 		m.Requests,
 		m.Scratch,
+		m.Walks,
 		m.Watch,
 	)
 }
@@ -505,50 +570,56 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	Attached         *ebpf.Variable `ebpf:"attached"`
-	CallForm         *ebpf.Variable `ebpf:"call_form"`
-	CanKeepCpu       *ebpf.Variable `ebpf:"can_keep_cpu"`
-	FilterAddr       *ebpf.Variable `ebpf:"filter_addr"`
-	FilterAddrLen    *ebpf.Variable `ebpf:"filter_addr_len"`
-	FilterByLport    *ebpf.Variable `ebpf:"filter_by_lport"`
-	FilterByPort     *ebpf.Variable `ebpf:"filter_by_port"`
-	FilterByRport    *ebpf.Variable `ebpf:"filter_by_rport"`
-	FilterCgroup     *ebpf.Variable `ebpf:"filter_cgroup"`
-	FilterCgroupLen  *ebpf.Variable `ebpf:"filter_cgroup_len"`
-	FilterComm       *ebpf.Variable `ebpf:"filter_comm"`
-	FilterCommLen    *ebpf.Variable `ebpf:"filter_comm_len"`
-	FilterFamily     *ebpf.Variable `ebpf:"filter_family"`
-	FilterLport      *ebpf.Variable `ebpf:"filter_lport"`
-	FilterNetns      *ebpf.Variable `ebpf:"filter_netns"`
-	FilterNetnsLen   *ebpf.Variable `ebpf:"filter_netns_len"`
-	FilterPid        *ebpf.Variable `ebpf:"filter_pid"`
-	FilterPidLen     *ebpf.Variable `ebpf:"filter_pid_len"`
-	FilterPort       *ebpf.Variable `ebpf:"filter_port"`
-	FilterRport      *ebpf.Variable `ebpf:"filter_rport"`
-	FilterTransition *ebpf.Variable `ebpf:"filter_transition"`
-	FilterUid        *ebpf.Variable `ebpf:"filter_uid"`
-	FilterUidLen     *ebpf.Variable `ebpf:"filter_uid_len"`
-	GaugeInserts     *ebpf.Variable `ebpf:"gauge_inserts"`
-	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
-	Migrations       *ebpf.Variable `ebpf:"migrations"`
-	MinisPutAside    *ebpf.Variable `ebpf:"minis_put_aside"`
-	NetnsRun         *ebpf.Variable `ebpf:"netns_run"`
-	Settled          *ebpf.Variable `ebpf:"settled"`
-	Symbols          *ebpf.Variable `ebpf:"symbols"`
-	Tier             *ebpf.Variable `ebpf:"tier"`
-	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`
-	UnusedEvidence   *ebpf.Variable `ebpf:"unused_evidence"`
-	UnusedFlags      *ebpf.Variable `ebpf:"unused_flags"`
-	UnusedNetnsFile  *ebpf.Variable `ebpf:"unused_netns_file"`
-	UnusedOrigin     *ebpf.Variable `ebpf:"unused_origin"`
-	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
-	UnusedRole       *ebpf.Variable `ebpf:"unused_role"`
-	UnusedSide       *ebpf.Variable `ebpf:"unused_side"`
-	UnusedState      *ebpf.Variable `ebpf:"unused_state"`
-	UnusedSymbol     *ebpf.Variable `ebpf:"unused_symbol"`
-	WalkClaimed      *ebpf.Variable `ebpf:"walk_claimed"`
-	WalkSeen         *ebpf.Variable `ebpf:"walk_seen"`
-	Watching         *ebpf.Variable `ebpf:"watching"`
+	Attached          *ebpf.Variable `ebpf:"attached"`
+	CallForm          *ebpf.Variable `ebpf:"call_form"`
+	CanKeepCpu        *ebpf.Variable `ebpf:"can_keep_cpu"`
+	FilterAddr        *ebpf.Variable `ebpf:"filter_addr"`
+	FilterAddrLen     *ebpf.Variable `ebpf:"filter_addr_len"`
+	FilterByLport     *ebpf.Variable `ebpf:"filter_by_lport"`
+	FilterByPort      *ebpf.Variable `ebpf:"filter_by_port"`
+	FilterByRport     *ebpf.Variable `ebpf:"filter_by_rport"`
+	FilterCgroup      *ebpf.Variable `ebpf:"filter_cgroup"`
+	FilterCgroupLen   *ebpf.Variable `ebpf:"filter_cgroup_len"`
+	FilterComm        *ebpf.Variable `ebpf:"filter_comm"`
+	FilterCommLen     *ebpf.Variable `ebpf:"filter_comm_len"`
+	FilterFamily      *ebpf.Variable `ebpf:"filter_family"`
+	FilterLport       *ebpf.Variable `ebpf:"filter_lport"`
+	FilterNetns       *ebpf.Variable `ebpf:"filter_netns"`
+	FilterNetnsLen    *ebpf.Variable `ebpf:"filter_netns_len"`
+	FilterPid         *ebpf.Variable `ebpf:"filter_pid"`
+	FilterPidLen      *ebpf.Variable `ebpf:"filter_pid_len"`
+	FilterPort        *ebpf.Variable `ebpf:"filter_port"`
+	FilterRport       *ebpf.Variable `ebpf:"filter_rport"`
+	FilterTransition  *ebpf.Variable `ebpf:"filter_transition"`
+	FilterUid         *ebpf.Variable `ebpf:"filter_uid"`
+	FilterUidLen      *ebpf.Variable `ebpf:"filter_uid_len"`
+	GaugeInserts      *ebpf.Variable `ebpf:"gauge_inserts"`
+	JiffyNs           *ebpf.Variable `ebpf:"jiffy_ns"`
+	Migrations        *ebpf.Variable `ebpf:"migrations"`
+	MinisPutAside     *ebpf.Variable `ebpf:"minis_put_aside"`
+	NetnsRun          *ebpf.Variable `ebpf:"netns_run"`
+	RecordAll         *ebpf.Variable `ebpf:"record_all"`
+	RecordReasons     *ebpf.Variable `ebpf:"record_reasons"`
+	RecordSlowNs      *ebpf.Variable `ebpf:"record_slow_ns"`
+	RecordsAtTimeWait *ebpf.Variable `ebpf:"records_at_time_wait"`
+	RecordsOn         *ebpf.Variable `ebpf:"records_on"`
+	Settled           *ebpf.Variable `ebpf:"settled"`
+	Symbols           *ebpf.Variable `ebpf:"symbols"`
+	Tier              *ebpf.Variable `ebpf:"tier"`
+	UnfollowedLive    *ebpf.Variable `ebpf:"unfollowed_live"`
+	UnusedConn        *ebpf.Variable `ebpf:"unused_conn"`
+	UnusedEvidence    *ebpf.Variable `ebpf:"unused_evidence"`
+	UnusedFlags       *ebpf.Variable `ebpf:"unused_flags"`
+	UnusedNetnsFile   *ebpf.Variable `ebpf:"unused_netns_file"`
+	UnusedOrigin      *ebpf.Variable `ebpf:"unused_origin"`
+	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`
+	UnusedRole        *ebpf.Variable `ebpf:"unused_role"`
+	UnusedSide        *ebpf.Variable `ebpf:"unused_side"`
+	UnusedState       *ebpf.Variable `ebpf:"unused_state"`
+	UnusedSymbol      *ebpf.Variable `ebpf:"unused_symbol"`
+	WalkClaimed       *ebpf.Variable `ebpf:"walk_claimed"`
+	WalkSeen          *ebpf.Variable `ebpf:"walk_seen"`
+	Watching          *ebpf.Variable `ebpf:"watching"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

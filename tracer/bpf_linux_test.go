@@ -149,7 +149,7 @@ func testTracer(tb testing.TB, objs *bpfTestObjects) *Tracer {
 		Maps:     map[string]*ebpf.Map{"matrix": objs.Matrix, "ledger": objs.Ledger},
 		Programs: map[string]*ebpf.Program{statePrograms[0]: objs.RunEmit}, // for its statistics
 	}
-	t := &Tracer{coll: coll, reader: reader}
+	t := &Tracer{coll: coll, events: reader}
 	t.detached.Store(true) // Events ends when it has read all
 	return t
 }

@@ -33,17 +33,21 @@ func decodeEvent(e *Event, record []byte, clock *clock) bool {
 		Family:     Family(raw.Family),
 		Local:      netip.AddrPortFrom(netip.AddrFrom16(raw.Tuple.Laddr).Unmap(), raw.Tuple.Lport),
 		Remote:     netip.AddrPortFrom(netip.AddrFrom16(raw.Tuple.Raddr).Unmap(), raw.Tuple.Rport),
-		Owner: Owner{
-			Origin:   Origin(raw.Who.Origin),
-			PID:      raw.Who.Pid,
-			UID:      raw.Who.Uid,
-			CgroupID: raw.Who.CgroupId,
-			comm:     raw.Who.Comm,
-		},
-		Role:     Role(raw.Who.Role),
-		Evidence: Evidence(raw.Evidence),
-		Reason:   Reason(raw.Reason),
-		Side:     Side(raw.Side),
+		Owner:      decodeOwner(&raw.Who),
+		Role:       Role(raw.Who.Role),
+		Evidence:   Evidence(raw.Evidence),
+		Reason:     Reason(raw.Reason),
+		Side:       Side(raw.Side),
 	}
 	return true
+}
+
+func decodeOwner(who *bpfFinwaitWho) Owner {
+	return Owner{
+		Origin:   Origin(who.Origin),
+		PID:      who.Pid,
+		UID:      who.Uid,
+		CgroupID: who.CgroupId,
+		comm:     who.Comm,
+	}
 }

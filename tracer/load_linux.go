@@ -5,6 +5,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
@@ -222,6 +223,10 @@ func size(spec *ebpf.CollectionSpec, opts *Options) error {
 	spec.Maps["watch"].MaxEntries = spec.Maps["minis"].MaxEntries
 	spec.Maps["requests"].MaxEntries = uint32(maxRequests + cpus)
 	spec.Maps["gauges"].MaxEntries = maxNetns
+	opts.Conns.size(spec)
+	if opts.NoTransitions {
+		spec.Maps["events"].MaxEntries = uint32(os.Getpagesize())
+	}
 	return nil
 }
 
@@ -245,6 +250,10 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbol
 		return err
 	}
 	values := opts.Filter.constants()
+	maps.Copy(values, opts.Conns.constants())
+	if opts.NoTransitions {
+		values["filter_transition"] = [numStates]uint16{}
+	}
 	values["jiffy_ns"] = jiffy
 	values["tier"] = uint8(with.evidence)
 	values["symbols"] = *syms

@@ -32,6 +32,16 @@ type Options struct {
 	// EvidenceProbe or EvidenceTimer. Default the best that the kernel takes.
 	Evidence Evidence
 
+	// NoTransitions switches the events off: Events yields none. Everything is
+	// counted all the same.
+	NoTransitions bool
+
+	// Conns has the tracer tell of connections when they have ended (see
+	// [Tracer.Conns]). It takes about 130 bytes more of kernel memory for each
+	// socket, and sets aside 256 for each of MiniSockets. Default nil: it does
+	// not.
+	Conns *ConnOptions
+
 	// AuditInterval is how often the gauges are compared with the kernel's
 	// own totals, and put right where they differ (see [Tracer.Audit]).
 	// Default 30 seconds; a negative value means never.
@@ -110,7 +120,7 @@ func (o *Options) validate() error {
 	if o.Evidence > EvidenceProbe {
 		return fmt.Errorf("unknown evidence %d", o.Evidence)
 	}
-	return o.Filter.validate()
+	return errors.Join(o.Filter.validate(), o.Conns.validate())
 }
 
 func (f *Filter) validate() error {

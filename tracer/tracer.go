@@ -115,6 +115,15 @@ type Ledger struct {
 	// were never half-open, and come as CLOSE→SYN_RECV. (A Fast Open
 	// connection without data in its SYN is counted here too.)
 	SYNCookies uint64
+	// ConnsEmitted is the number of connections that the kernel gave to the
+	// ring buffer of Conns.
+	ConnsEmitted uint64
+	// ConnsLost is the number of connections that ended while that was full.
+	ConnsLost uint64
+	// ConnsPartial is the number of connections that were told without the walk
+	// and the counts of their full socket, or will be: their mini-sockets found
+	// no place among Options.MiniSockets.
+	ConnsPartial uint64
 	// SweepFailed is the number of times that the mini-sockets that tell
 	// nothing themselves could not be looked at; it is done again soon after.
 	SweepFailed uint64

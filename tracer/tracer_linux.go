@@ -37,7 +37,8 @@ const SweepInterval = 200 * time.Millisecond
 type Tracer struct {
 	coll   *ebpf.Collection
 	tier   tier
-	reader *ringbuf.Reader
+	events *ringbuf.Reader // of transitions
+	conns  *ringbuf.Reader // of connections that have ended
 	decode atomic.Uint64
 
 	// watching is the kernel's count of mini-sockets that need a sweep.
@@ -113,7 +114,10 @@ func (t *Tracer) attach() error {
 	if err = t.coll.Maps["gauges"].Put(uint64(0), make([]bpfFinwaitGauge, ebpf.MustPossibleCPU())); err != nil {
 		return fmt.Errorf("make the row for namespaces without one: %w", err)
 	}
-	if t.reader, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
+	if t.events, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
+		return fmt.Errorf("open ring buffer: %w", err)
+	}
+	if t.conns, err = ringbuf.NewReader(t.coll.Maps["ended"]); err != nil {
 		return fmt.Errorf("open ring buffer: %w", err)
 	}
 	for program, m := range auditPrograms {
@@ -170,26 +174,31 @@ func (t *Tracer) Evidence() Evidence { return t.tier.evidence }
 //
 // It does not allocate per event.
 func (t *Tracer) Events(ctx context.Context) iter.Seq2[*Event, error] {
-	return func(yield func(*Event, error) bool) {
-		defer context.AfterFunc(ctx, func() { t.reader.Flush() })()
+	return stream(ctx, t, t.events, decodeEvent)
+}
+
+// stream yields what decode makes of the records of a ring buffer.
+func stream[T any](ctx context.Context, t *Tracer, reader *ringbuf.Reader, decode func(*T, []byte, *clock) bool) iter.Seq2[*T, error] {
+	return func(yield func(*T, error) bool) {
+		defer context.AfterFunc(ctx, func() { reader.Flush() })()
 		if t.detached.Load() {
-			t.reader.Flush() // an earlier iterator may have used up Detach's
+			reader.Flush() // an earlier iterator may have used up Detach's
 		}
 		var (
 			record ringbuf.Record
 			clock  clock
-			event  Event
-			awake  = true // events may be there of which nobody told
+			item   T
+			awake  = true // records may be there of which nobody told
 			read   = true // one has been read since the deadline was set
 		)
-		t.reader.SetDeadline(time.Now())
+		reader.SetDeadline(time.Now())
 		for ctx.Err() == nil {
-			err := t.reader.ReadInto(&record)
+			err := reader.ReadInto(&record)
 			switch {
 			case err == nil:
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				awake, read = read, false
-				t.reader.SetDeadline(lookAgain(awake))
+				reader.SetDeadline(lookAgain(awake))
 				continue
 			case errors.Is(err, ringbuf.ErrFlushed) && t.detached.Load(), errors.Is(err, os.ErrClosed):
 				return
@@ -201,14 +210,14 @@ func (t *Tracer) Events(ctx context.Context) iter.Seq2[*Event, error] {
 			}
 			if !awake {
 				awake = true
-				t.reader.SetDeadline(lookAgain(awake))
+				reader.SetDeadline(lookAgain(awake))
 			}
 			read = true
-			if !decodeEvent(&event, record.RawSample, &clock) {
+			if !decode(&item, record.RawSample, &clock) {
 				t.decode.Add(1)
 				continue
 			}
-			if !yield(&event, nil) {
+			if !yield(&item, nil) {
 				return
 			}
 		}
@@ -231,10 +240,15 @@ func lookAgain(awake bool) time.Time {
 
 // Pending tells whether Events has more to yield without waiting. Between two
 // events it says whether now is the time to flush what has been buffered.
-func (t *Tracer) Pending() bool {
+func (t *Tracer) Pending() bool { return t.pending(t.events) }
+
+// PendingConns is the same of Conns.
+func (t *Tracer) PendingConns() bool { return t.pending(t.conns) }
+
+func (t *Tracer) pending(reader *ringbuf.Reader) bool {
 	t.closing.RLock()
 	defer t.closing.RUnlock()
-	return !t.closed && t.reader.AvailableBytes() > 0
+	return !t.closed && reader.AvailableBytes() > 0
 }
 
 // Counters returns what has been counted so far. Each number is exact; they
@@ -285,6 +299,9 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.StackFailed += cpu.StackFailed
 		l.Stale += cpu.Stale
 		l.SYNCookies += cpu.SynCookies
+		l.ConnsEmitted += cpu.RecordsTold
+		l.ConnsLost += cpu.RecordsLost
+		l.ConnsPartial += cpu.RecordsFull
 	}
 	skipped, err := t.skipped()
 	l.Recursion += skipped
@@ -396,10 +413,15 @@ func (t *Tracer) detach() error {
 	}
 	awaitPrograms()
 	t.detached.Store(true)
-	if t.reader != nil {
-		errs = append(errs, t.reader.Flush())
+	for _, reader := range t.readers() {
+		errs = append(errs, reader.Flush())
 	}
 	return errors.Join(errs...)
+}
+
+// readers returns those that are open.
+func (t *Tracer) readers() []*ringbuf.Reader {
+	return slices.DeleteFunc([]*ringbuf.Reader{t.events, t.conns}, func(r *ringbuf.Reader) bool { return r == nil })
 }
 
 // awaitPrograms waits until no program runs that was started before: taking one
@@ -420,8 +442,8 @@ func (t *Tracer) Close() error {
 	t.closing.Lock()
 	defer t.closing.Unlock()
 	t.closed = true
-	if t.reader != nil {
-		err = errors.Join(err, t.reader.Close())
+	for _, reader := range t.readers() {
+		err = errors.Join(err, reader.Close())
 	}
 	t.coll.Close()
 	return err

@@ -29,8 +29,16 @@ func (*Tracer) Events(context.Context) iter.Seq2[*Event, error] {
 	return func(func(*Event, error) bool) {}
 }
 
+// Conns yields nothing.
+func (*Tracer) Conns(context.Context) iter.Seq2[*Conn, error] {
+	return func(func(*Conn, error) bool) {}
+}
+
 // Pending returns false.
 func (*Tracer) Pending() bool { return false }
+
+// PendingConns returns false.
+func (*Tracer) PendingConns() bool { return false }
 
 // Gauges returns [ErrNotSupported].
 func (*Tracer) Gauges(context.Context) (*Gauges, error) { return nil, ErrNotSupported }
