@@ -151,12 +151,7 @@ func TestCommandCgroup(t *testing.T) {
 	byName := traceIn(t, ns, "--format", "json", "--cgroup", filepath.Base(parent))
 	byPath := traceIn(t, ns, "--format", "json", "--cgroup", child)
 	connectIn(t, ns, portA, 1, unix.AF_INET, clientFirst)
-	cmd := actor(t, ns, actorName, "")
-	dir, err := os.Open(child)
-	qt.Assert(t, qt.IsNil(err))
-	defer dir.Close()
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	qt.Assert(t, qt.Equals(runCommand(t, cmd), result{}))
+	runActorIn(t, ns, child)
 
 	const each = 2 + 11 // of a listener and of a connection
 	all.awaitLines(2 * each)
@@ -170,8 +165,34 @@ func TestCommandCgroup(t *testing.T) {
 	}
 }
 
+// runActorIn makes a connection from a process in that cgroup.
+func runActorIn(t testing.TB, ns *netns.NS, cgroup string) {
+	t.Helper()
+	cmd := actor(t, ns, actorName, "")
+	dir, err := os.Open(cgroup)
+	qt.Assert(t, qt.IsNil(err))
+	defer dir.Close()
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	qt.Assert(t, qt.Equals(runCommand(t, cmd), result{}))
+}
+
 // newCgroups makes a version 2 cgroup and one below it.
 func newCgroups(t testing.TB) (parent, child string) {
+	t.Helper()
+	parent = newTopCgroup(t)
+	child = filepath.Join(parent, "child")
+	makeCgroup(t, child)
+	return parent, child
+}
+
+func makeCgroup(t testing.TB, path string) {
+	t.Helper()
+	qt.Assert(t, qt.IsNil(os.Mkdir(path, 0o755)))
+	t.Cleanup(func() { os.Remove(path) })
+}
+
+// newTopCgroup makes a version 2 cgroup below the root.
+func newTopCgroup(t testing.TB) string {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
@@ -182,11 +203,8 @@ func newCgroups(t testing.TB) (parent, child string) {
 			t.Skip(err) // read-only, in a container
 		}
 		t.Cleanup(func() { os.Remove(parent) })
-		child = filepath.Join(parent, "child")
-		qt.Assert(t, qt.IsNil(os.Mkdir(child, 0o755)))
-		t.Cleanup(func() { os.Remove(child) })
-		return parent, child
+		return parent
 	}
 	t.Skip("no version 2 cgroups")
-	return "", ""
+	return ""
 }

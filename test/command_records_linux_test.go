@@ -37,6 +37,8 @@ type jsonRecord struct {
 	Comm       string     `json:"comm"`
 	UID        *uint32    `json:"uid"`
 	CgroupID   string     `json:"cgroup_id"`
+	Container  string     `json:"container_id"`
+	Pod        string     `json:"pod_uid"`
 	Owner      string     `json:"owner"`
 	Role       string     `json:"role"`
 	Evidence   string     `json:"evidence"`
@@ -45,7 +47,8 @@ type jsonRecord struct {
 // fields are the names of all fields, in the order in which they are written.
 var fields = []string{
 	"time", "cookie", "netns", "family", "local_addr", "local_port", "remote_addr", "remote_port",
-	"old_state", "new_state", "dwell_ns", "pid", "comm", "uid", "cgroup_id", "owner", "role", "reason", "evidence",
+	"old_state", "new_state", "dwell_ns", "pid", "comm", "uid", "cgroup_id",
+	"container_id", "pod_uid", "owner", "role", "reason", "evidence",
 }
 
 func (r *jsonRecord) transition(t testing.TB) tracer.Transition {
@@ -121,7 +124,7 @@ func checkRecords(t testing.TB, res *traffic.Result, records []jsonRecord) {
 
 func checkRecord(t testing.TB, r jsonRecord, s *traffic.Socket, tr tracer.Transition, first bool, family tracer.Family) {
 	t.Helper()
-	want := r // time, dwell, netns and cgroup_id are looked at elsewhere
+	want := r // time, dwell, netns and the cgroup are looked at elsewhere
 	want.Family = family.String()
 	want.LocalAddr, want.LocalPort = s.Local.Addr(), s.Local.Port()
 	want.RemoteAddr, want.RemotePort = s.Remote.Addr(), s.Remote.Port()

@@ -21,6 +21,11 @@
 // namespace of the host. The tracer counts those that were there when it began
 // and all that have come since, and [Tracer.Audit] compares with the kernel.
 //
+// # Containers
+//
+// [Cgroups] finds the path of the cgroup that an owner was in, and in it the
+// container and the pod ([ParseCgroupPath]).
+//
 // # Requirements
 //
 // Linux 5.12 with BTF (/sys/kernel/btf/vmlinux), little-endian, and root or

@@ -38,8 +38,9 @@ from which state to which, and how long it was in the first. Filters run in the
 kernel; several values of one are alternatives, several filters must all match.
 
 The owner is the process that called connect or listen, and is blank when it is
-not known. Ends with Ctrl-C and then says on standard error how many transitions
-were seen, printed and lost.`,
+not known; json, csv and logfmt also tell the container and the pod that it was
+in. Ends with Ctrl-C and then says on standard error how many transitions were
+seen, printed and lost.`,
 		Example: `  finwait trace --state TIME_WAIT
   finwait trace --transition FIN_WAIT2:TIME_WAIT,CLOSING:TIME_WAIT --format json
   finwait trace --lport 443 --addr 10.0.0.0/8 --duration 30s
@@ -96,7 +97,9 @@ func runTrace(cmd *cobra.Command, flags *traceFlags) error {
 	if err != nil {
 		return err
 	}
-	printer, err := newPrinter(cmd.OutOrStdout(), flags)
+	cgroups, noCgroups := tracer.NewCgroups() // nil knows none
+	defer func() { _ = cgroups.Close() }()
+	printer, err := newPrinter(cmd.OutOrStdout(), flags, cgroups)
 	if err != nil {
 		return err
 	}
@@ -111,6 +114,9 @@ func runTrace(cmd *cobra.Command, flags *traceFlags) error {
 	defer t.Close()
 	stderr := cmd.ErrOrStderr()
 	announce(stderr, t)
+	if noCgroups != nil && flags.format != "table" {
+		fmt.Fprintf(stderr, "finwait: no container_id and pod_uid: %v\n", noCgroups)
+	}
 	if flags.demo {
 		stop, err := demo.Start()
 		if err != nil {
@@ -178,9 +184,9 @@ type printer struct {
 	written uint64 // of those, written
 }
 
-func newPrinter(w io.Writer, flags *traceFlags) (*printer, error) {
+func newPrinter(w io.Writer, flags *traceFlags, cgroups *tracer.Cgroups) (*printer, error) {
 	p := &printer{w: w, buf: make([]byte, 0, printBuffer+4096)}
-	opts := output.Options{}
+	opts := output.Options{Cgroup: cgroups.Lookup}
 	if width, height, ok := terminal(w); ok {
 		opts.Color = os.Getenv("NO_COLOR") == ""
 		opts.Width = width

@@ -9,7 +9,7 @@ import (
 
 // csvEncoder writes RFC 4180 with one difference: lines end with a newline
 // alone, as programs on this system expect. A field that is not known is empty.
-type csvEncoder struct{}
+type csvEncoder struct{ cgroups cgroupLookup }
 
 func (csvEncoder) AppendHeader(dst []byte) []byte {
 	for f, name := range fieldNames {
@@ -21,17 +21,19 @@ func (csvEncoder) AppendHeader(dst []byte) []byte {
 	return append(dst, '\n')
 }
 
-func (csvEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
+func (e csvEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
+	r := e.cgroups.record(ev)
+	var scratch [textRoom]byte
 	for f := range numFields {
 		if f > 0 {
 			dst = append(dst, ',')
 		}
 		switch {
-		case !f.known(ev):
-		case f == fieldComm:
-			dst = appendCSVText(dst, ev.Owner.Comm())
+		case !f.known(&r):
+		case f.text():
+			dst = appendCSVText(dst, f.append(scratch[:0], &r))
 		default:
-			dst = f.append(dst, ev)
+			dst = f.append(dst, &r)
 		}
 	}
 	return append(dst, '\n')

@@ -60,9 +60,19 @@ func fuzzEvent(comm, local, remote []byte, id, bits uint64, ns int64) tracer.Eve
 	return ev
 }
 
+// fuzzCgroup returns a cgroup whose container and pod have the fuzzer's name.
+func fuzzCgroup(name []byte) cgroupLookup {
+	return func(id uint64) (tracer.Cgroup, bool) {
+		return tracer.Cgroup{ID: id, ContainerID: string(name), PodUID: string(name)}, true
+	}
+}
+
+// textFields are the fields that hold the fuzzer's bytes.
+var textFields = []string{"comm", "container_id", "pod_uid"}
+
 // wantRecord returns the record of ev as it should read after decoding, worked
 // out apart from the encoders.
-func wantRecord(ev *tracer.Event) map[string]string {
+func wantRecord(ev *tracer.Event, name []byte) map[string]string {
 	want := map[string]string{
 		"time":      ev.Time.UTC().Format("2006-01-02T15:04:05.000000000Z"),
 		"old_state": ev.Old.String(),
@@ -90,8 +100,20 @@ func wantRecord(ev *tracer.Event) map[string]string {
 	set("comm", owned && len(ev.Owner.Comm()) > 0, string(ev.Owner.Comm()))
 	set("uid", owned, id(uint64(ev.Owner.UID)))
 	set("cgroup_id", owned && ev.Owner.CgroupID != 0, id(ev.Owner.CgroupID))
+	set("container_id", owned && ev.Owner.CgroupID != 0 && len(name) > 0, string(name))
+	set("pod_uid", owned && ev.Owner.CgroupID != 0 && len(name) > 0, string(name))
 	set("role", ev.Role != tracer.RoleUnknown, ev.Role.String())
 	return want
+}
+
+// eachText puts in the place of each text of the record what the format makes
+// of it.
+func eachText(want map[string]string, as func(field, text string) string) {
+	for _, field := range textFields {
+		if text, ok := want[field]; ok {
+			want[field] = as(field, text)
+		}
+	}
 }
 
 func assertOneLine(t *testing.T, line []byte) {
@@ -104,13 +126,11 @@ func FuzzJSON(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, comm, local, remote []byte, id, bits uint64, ns int64) {
 		ev := fuzzEvent(comm, local, remote, id, bits, ns)
-		line := jsonEncoder{}.AppendEvent(nil, &ev)
+		line := jsonEncoder{fuzzCgroup(comm)}.AppendEvent(nil, &ev)
 		assertOneLine(t, line)
 
-		want := wantRecord(&ev)
-		if name, ok := want["comm"]; ok {
-			want["comm"] = viaStd(t, name)
-		}
+		want := wantRecord(&ev, comm)
+		eachText(want, func(_, name string) string { return viaStd(t, name) })
 		qt.Assert(t, qt.Equals(cmp.Diff(want, decodeJSON(t, line)), ""))
 	})
 }
@@ -148,7 +168,7 @@ func FuzzCSV(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, comm, local, remote []byte, id, bits uint64, ns int64) {
 		ev := fuzzEvent(comm, local, remote, id, bits, ns)
-		line := csvEncoder{}.AppendEvent(nil, &ev)
+		line := csvEncoder{fuzzCgroup(comm)}.AppendEvent(nil, &ev)
 		assertOneLine(t, line)
 
 		r := csv.NewReader(bytes.NewReader(append(csvEncoder{}.AppendHeader(nil), line...)))
@@ -162,15 +182,16 @@ func FuzzCSV(f *testing.F) {
 				got[key] = rows[1][i]
 			}
 		}
-		want := wantRecord(&ev)
-		if name, ok := want["comm"]; ok {
-			qt.Assert(t, qt.IsFalse(strings.ContainsAny(got["comm"][:1], "=+-@\t\r")))
-			want["comm"] = string(Quote(nil, []byte(name)))
+		want := wantRecord(&ev, comm)
+		eachText(want, func(field, name string) string {
+			qt.Assert(t, qt.IsFalse(strings.ContainsAny(got[field][:1], "=+-@\t\r")))
+			cell := string(Quote(nil, []byte(name)))
 			first, _ := utf8.DecodeRuneInString(name)
 			if strings.ContainsRune("=+-@\t\r\n＝＋－＠", first) {
-				want["comm"] = "'" + want["comm"]
+				cell = "'" + cell
 			}
-		}
+			return cell
+		})
 		qt.Assert(t, qt.Equals(cmp.Diff(want, got), ""))
 	})
 }
@@ -179,13 +200,11 @@ func FuzzLogfmt(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, comm, local, remote []byte, id, bits uint64, ns int64) {
 		ev := fuzzEvent(comm, local, remote, id, bits, ns)
-		line := logfmtEncoder{}.AppendEvent(nil, &ev)
+		line := logfmtEncoder{fuzzCgroup(comm)}.AppendEvent(nil, &ev)
 		assertOneLine(t, line)
 
-		want := wantRecord(&ev)
-		if name, ok := want["comm"]; ok {
-			want["comm"] = string([]rune(name)) // as JSON: U+FFFD for what is not UTF-8
-		}
+		want := wantRecord(&ev, comm)
+		eachText(want, func(_, name string) string { return string([]rune(name)) }) // as JSON: U+FFFD for what is not UTF-8
 		qt.Assert(t, qt.Equals(cmp.Diff(want, decodeLogfmt(t, string(line))), ""))
 	})
 }

@@ -4,14 +4,15 @@ import "github.com/finwait/finwait/tracer"
 
 // logfmtEncoder writes key=value pairs, one event a line. A value that holds
 // anything else than plain letters is quoted, with the escapes of JSON.
-type logfmtEncoder struct{}
+type logfmtEncoder struct{ cgroups cgroupLookup }
 
 func (logfmtEncoder) AppendHeader(dst []byte) []byte { return dst }
 
-func (logfmtEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
+func (e logfmtEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
+	r := e.cgroups.record(ev)
 	start := len(dst)
 	for f := range numFields {
-		if !f.known(ev) {
+		if !f.known(&r) {
 			continue
 		}
 		if len(dst) > start {
@@ -19,13 +20,22 @@ func (logfmtEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
 		}
 		dst = append(dst, fieldNames[f]...)
 		dst = append(dst, '=')
-		if f == fieldComm && !isBare(ev.Owner.Comm()) {
-			dst = appendJSONString(dst, ev.Owner.Comm())
+		if f.text() {
+			dst = appendLogfmtText(dst, f, &r)
 		} else {
-			dst = f.append(dst, ev)
+			dst = f.append(dst, &r)
 		}
 	}
 	return append(dst, '\n')
+}
+
+func appendLogfmtText(dst []byte, f field, r *record) []byte {
+	var scratch [textRoom]byte
+	text := f.append(scratch[:0], r)
+	if isBare(text) {
+		return append(dst, text...)
+	}
+	return appendJSONString(dst, text)
 }
 
 // isBare says whether s is a logfmt value without quotes.

@@ -2,9 +2,9 @@
 // JSON lines, CSV or logfmt.
 //
 // An encoder appends to a buffer that the caller owns, so a stream of events
-// costs no allocation. Whatever a process can choose, its name above all, is
-// escaped: no format lets a control character or a bidirectional override
-// through.
+// costs no allocation. Whatever a process can choose, its name above all or the
+// name of its cgroup, is escaped: no format lets a control character or a
+// bidirectional override through.
 package output
 
 import (
@@ -20,7 +20,7 @@ import (
 var Formats = []string{"table", "json", "csv", "logfmt"}
 
 // Encoder appends events in one format. It holds nothing from one event to
-// the next and may be used by several goroutines at once.
+// the next and may be used by several goroutines at once, if Options.Cgroup may.
 type Encoder interface {
 	// AppendHeader appends what comes before the first event, with its line
 	// end: the column names of table and csv, nothing for the others.
@@ -29,8 +29,16 @@ type Encoder interface {
 	AppendEvent(dst []byte, ev *tracer.Event) []byte
 }
 
-// Options are the choices of the table format; the others have none.
+// Options are the choices that formats have.
 type Options struct {
+	// Cgroup says what is known of the cgroup of that id, as
+	// [tracer.Cgroups.Lookup] does. Every format but table asks it once for an
+	// event whose owner's cgroup is known, and has the container and the pod
+	// from it. nil means that nothing is known.
+	Cgroup func(id uint64) (cg tracer.Cgroup, ok bool)
+
+	// The others are for table.
+
 	// Color tints the names of states with terminal escapes.
 	Color bool
 	// Width is the number of columns of the terminal. 0 and anything below 80
@@ -47,11 +55,11 @@ func New(format string, opts Options) (Encoder, error) {
 	case "table":
 		return newTable(opts), nil
 	case "json":
-		return jsonEncoder{}, nil
+		return jsonEncoder{opts.Cgroup}, nil
 	case "csv":
-		return csvEncoder{}, nil
+		return csvEncoder{opts.Cgroup}, nil
 	case "logfmt":
-		return logfmtEncoder{}, nil
+		return logfmtEncoder{opts.Cgroup}, nil
 	}
 	return nil, fmt.Errorf("unknown format %q (want one of %s)", format, strings.Join(Formats, ", "))
 }

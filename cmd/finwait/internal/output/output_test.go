@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "write the golden files in testdata")
 
 func mustNew(t testing.TB, format string, opts Options) Encoder {
 	t.Helper()
-	opts.Location = time.UTC
+	opts.Location, opts.Cgroup = time.UTC, testCgroup
 	enc, err := New(format, opts)
 	qt.Assert(t, qt.IsNil(err))
 	return enc

@@ -14,6 +14,10 @@ const hexDigits = "0123456789abcdef"
 // becomes \u{N}. The result is one line and can be turned back.
 func Quote(dst, s []byte) []byte {
 	for len(s) > 0 {
+		if n := plain(s); n > 0 {
+			dst, s = append(dst, s[:n]...), s[n:]
+			continue
+		}
 		r, size := utf8.DecodeRune(s)
 		switch {
 		case r == '\\':
@@ -30,6 +34,18 @@ func Quote(dst, s []byte) []byte {
 		s = s[size:]
 	}
 	return dst
+}
+
+// plain returns how many bytes s begins with that neither Quote nor JSON
+// escapes: printable ASCII, which most text is and which is quickest in one
+// piece.
+func plain(s []byte) int {
+	for i, c := range s {
+		if c < ' ' || c > '~' || c == '\\' || c == '"' || c == '<' || c == '>' || c == '&' {
+			return i
+		}
+	}
+	return len(s)
 }
 
 // appendHex appends r in hexadecimal with at least that many digits.
@@ -49,6 +65,10 @@ func appendHex(dst []byte, r rune, digits int) []byte {
 func appendJSONString(dst, s []byte) []byte {
 	dst = append(dst, '"')
 	for len(s) > 0 {
+		if n := plain(s); n > 0 {
+			dst, s = append(dst, s[:n]...), s[n:]
+			continue
+		}
 		r, size := utf8.DecodeRune(s)
 		switch {
 		case r == '"' || r == '\\':

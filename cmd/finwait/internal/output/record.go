@@ -26,6 +26,8 @@ const (
 	fieldComm
 	fieldUID
 	fieldCgroupID
+	fieldContainerID
+	fieldPodUID
 	fieldOwner
 	fieldRole
 	fieldReason
@@ -36,31 +38,51 @@ const (
 )
 
 var fieldNames = [numFields]string{
-	fieldTime:       "time",
-	fieldCookie:     "cookie",
-	fieldNetns:      "netns",
-	fieldFamily:     "family",
-	fieldLocalAddr:  "local_addr",
-	fieldLocalPort:  "local_port",
-	fieldRemoteAddr: "remote_addr",
-	fieldRemotePort: "remote_port",
-	fieldOldState:   "old_state",
-	fieldNewState:   "new_state",
-	fieldDwell:      "dwell_ns",
-	fieldPID:        "pid",
-	fieldComm:       "comm",
-	fieldUID:        "uid",
-	fieldCgroupID:   "cgroup_id",
-	fieldOwner:      "owner",
-	fieldRole:       "role",
-	fieldReason:     "reason",
-	fieldSide:       "side",
-	fieldEvidence:   "evidence",
+	fieldTime:        "time",
+	fieldCookie:      "cookie",
+	fieldNetns:       "netns",
+	fieldFamily:      "family",
+	fieldLocalAddr:   "local_addr",
+	fieldLocalPort:   "local_port",
+	fieldRemoteAddr:  "remote_addr",
+	fieldRemotePort:  "remote_port",
+	fieldOldState:    "old_state",
+	fieldNewState:    "new_state",
+	fieldDwell:       "dwell_ns",
+	fieldPID:         "pid",
+	fieldComm:        "comm",
+	fieldUID:         "uid",
+	fieldCgroupID:    "cgroup_id",
+	fieldContainerID: "container_id",
+	fieldPodUID:      "pod_uid",
+	fieldOwner:       "owner",
+	fieldRole:        "role",
+	fieldReason:      "reason",
+	fieldSide:        "side",
+	fieldEvidence:    "evidence",
+}
+
+// record is an event with what is known of its owner's cgroup.
+type record struct {
+	*tracer.Event
+	cgroup tracer.Cgroup
+}
+
+// cgroupLookup is Options.Cgroup.
+type cgroupLookup func(id uint64) (tracer.Cgroup, bool)
+
+// record returns the record of ev.
+func (lookup cgroupLookup) record(ev *tracer.Event) record {
+	r := record{Event: ev}
+	if lookup != nil && fieldCgroupID.known(&r) {
+		r.cgroup, _ = lookup(ev.Owner.CgroupID)
+	}
+	return r
 }
 
 // known says whether ev tells the field. A field that it does not tell is left
 // out (csv: left empty); it is never written as a zero.
-func (f field) known(ev *tracer.Event) bool {
+func (f field) known(ev *record) bool {
 	switch f {
 	case fieldTime:
 		return !ev.Time.IsZero()
@@ -69,25 +91,29 @@ func (f field) known(ev *tracer.Event) bool {
 	case fieldNetns:
 		return ev.Netns != 0
 	case fieldFamily:
-		return hasFamily(ev)
+		return hasFamily(ev.Event)
 	case fieldLocalAddr:
 		return ev.Local.Addr().IsValid()
 	case fieldLocalPort:
 		return ev.Local.Port() != 0
 	case fieldRemoteAddr:
-		return hasRemote(ev)
+		return hasRemote(ev.Event)
 	case fieldRemotePort:
 		return ev.Remote.Port() != 0
 	case fieldDwell:
 		return ev.DwellKnown
 	case fieldPID:
-		return hasOwner(ev) && ev.Owner.PID != 0
+		return hasOwner(ev.Event) && ev.Owner.PID != 0
 	case fieldComm:
-		return hasOwner(ev) && len(ev.Owner.Comm()) != 0
+		return hasOwner(ev.Event) && len(ev.Owner.Comm()) != 0
 	case fieldUID:
-		return hasOwner(ev)
+		return hasOwner(ev.Event)
 	case fieldCgroupID:
-		return hasOwner(ev) && ev.Owner.CgroupID != 0
+		return hasOwner(ev.Event) && ev.Owner.CgroupID != 0
+	case fieldContainerID:
+		return ev.cgroup.ContainerID != ""
+	case fieldPodUID:
+		return ev.cgroup.PodUID != ""
 	case fieldRole:
 		return ev.Role != tracer.RoleUnknown
 	case fieldReason:
@@ -109,9 +135,22 @@ func (f field) number() bool {
 	return false
 }
 
-// append appends the field's value. It needs no escaping in any format, with
-// one exception: fieldComm is appended as the process wrote it.
-func (f field) append(dst []byte, ev *tracer.Event) []byte {
+// text says whether somebody else chose the field's value, so that it must be
+// escaped.
+func (f field) text() bool {
+	switch f {
+	case fieldComm, fieldContainerID, fieldPodUID:
+		return true
+	}
+	return false
+}
+
+// textRoom is the longest text of a record: the name of a cgroup.
+const textRoom = 255
+
+// append appends the field's value. It needs no escaping in any format, unless
+// it is text, which is appended as it was chosen.
+func (f field) append(dst []byte, ev *record) []byte {
 	switch f {
 	case fieldTime:
 		return appendTime(dst, ev.Time)
@@ -137,12 +176,16 @@ func (f field) append(dst []byte, ev *tracer.Event) []byte {
 		return strconv.AppendUint(dst, uint64(ev.Owner.UID), 10)
 	case fieldCgroupID:
 		return strconv.AppendUint(dst, ev.Owner.CgroupID, 10)
+	case fieldContainerID:
+		return append(dst, ev.cgroup.ContainerID...)
+	case fieldPodUID:
+		return append(dst, ev.cgroup.PodUID...)
 	}
 	return append(dst, f.word(ev)...)
 }
 
 // word returns the value of a field that is one of a few fixed words.
-func (f field) word(ev *tracer.Event) string {
+func (f field) word(ev *record) string {
 	switch f {
 	case fieldFamily:
 		return ev.Family.String()

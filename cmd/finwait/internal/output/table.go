@@ -3,6 +3,7 @@ package output
 import (
 	"math"
 	"net/netip"
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -244,7 +245,7 @@ func appendOwner(dst []byte, ev *tracer.Event) ([]byte, int) {
 		return dst, width
 	}
 	dst = append(dst, '/')
-	return fieldPID.append(dst, ev), width
+	return strconv.AppendUint(dst, uint64(ev.Owner.PID), 10), width
 }
 
 func textWidth(s []byte) int {
