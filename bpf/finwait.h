@@ -283,6 +283,7 @@ struct finwait_ledger {
 	__u64 netns_full; /* transitions whose network namespace found no room in gauges */
 	__u64 stack_failed; /* times that the kernel's stack could not be read */
 	__u64 stale; /* mini-sockets and half-open connections whose end was missed, found by an audit */
+	__u64 records_made; /* connections that have ended */
 	__u64 records_told; /* records given to their ring */
 	__u64 records_lost; /* records lost because that was full */
 	__u64 records_full; /* records that lack what the full socket knew, for want of room in records */

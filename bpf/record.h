@@ -61,10 +61,15 @@ static __always_inline void walk_enter(struct finwait_walk *w, __u32 state)
 		w->visited |= 1 << (state & 15);
 }
 
+/* Has it been in the state for longer than it should? */
+static __always_inline bool is_slow(__u32 state, __u64 dwell_ns)
+{
+	barrier_var(state);
+	return state < NUM_STATES && record_slow_ns[state] && dwell_ns >= record_slow_ns[state];
+}
+
 static __always_inline void walk_leave(struct finwait_walk *w, __u32 state, __u64 since_ns, __u64 now)
 {
-	__u64 dwell = now - since_ns;
-
 	barrier_var(state);
 	if (state >= NUM_STATES)
 		return;
@@ -72,8 +77,8 @@ static __always_inline void walk_leave(struct finwait_walk *w, __u32 state, __u6
 	if (!since_ns || now < since_ns)
 		return;
 	w->known |= 1 << state;
-	w->dwell_ns[state] = dwell;
-	if (record_slow_ns[state] && dwell >= record_slow_ns[state])
+	w->dwell_ns[state] = now - since_ns;
+	if (is_slow(state, now - since_ns))
 		w->slow = 1;
 }
 
@@ -109,25 +114,14 @@ static __always_inline void walk_half_open(struct sock *sk, __u64 since_ns, __u6
 	walk_leave(w, NEW_SYN_RECV, since_ns, born_ns);
 }
 
-static __always_inline bool record_wanted(const struct finwait_conn *r)
+/* Is there to be a record of this connection? All of them are counted. */
+static __always_inline bool record_wanted(bool slow, __u32 reasons, const struct finwait_tuple *tuple,
+					  __u8 family, const struct finwait_who *who)
 {
-	__u32 reasons = 1U << (r->reason & 31);
-
-	if (r->time_wait_reason)
-		reasons |= 1U << (r->time_wait_reason & 31);
-	if (!record_all && !r->walk.slow && !(record_reasons & reasons))
+	ledger_add(records_made);
+	if (!record_all && !slow && !(record_reasons & reasons))
 		return false;
-	return filter_tuple(&r->tuple, r->family) == PASS && filter_who(&r->who);
-}
-
-static __always_inline void record_tell(struct finwait_conn *r)
-{
-	if (!record_wanted(r)) {
-		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
-		return;
-	}
-	bpf_ringbuf_submit(r, wake_flags(WAKE_RECORDS));
-	ledger_add(records_told);
+	return filter_tuple(tuple, family) == PASS && filter_who(who);
 }
 
 static __always_inline struct finwait_conn *record_reserve(void)
@@ -137,6 +131,12 @@ static __always_inline struct finwait_conn *record_reserve(void)
 	if (!r)
 		ledger_add(records_lost);
 	return r;
+}
+
+static __always_inline void record_tell(struct finwait_conn *r)
+{
+	bpf_ringbuf_submit(r, wake_flags(WAKE_RECORDS));
+	ledger_add(records_told);
 }
 
 /*
@@ -181,8 +181,12 @@ static __noinline void record_fill(struct finwait_conn *r, struct sock *sk, cons
 static __noinline void record_end(struct sock *sk, const struct conn *c, const struct transition *t)
 {
 	struct finwait_conn *r;
+	struct finwait_walk *w;
 
 	if (t->old == LISTEN)
+		return;
+	w = bpf_sk_storage_get(&walks, sk, NULL, 0);
+	if (!record_wanted(w && w->slow, 1U << (t->reason & 31), &t->tuple, t->family, &c->who))
 		return;
 	r = record_reserve();
 	if (!r)
@@ -220,10 +224,39 @@ static __always_inline void record_of_mini(struct finwait_conn *r, const struct 
 	walk_enter(&r->walk, t->new);
 }
 
+/*
+ * A mini-socket ends, or begins its TIME_WAIT; kept is what its full socket has
+ * left, if that was seen. One that was in TIME_WAIT has ended in order: both
+ * have closed. Why TIME_WAIT has ended is another matter.
+ */
+static __always_inline void record_of_end(const struct finwait_conn *kept, const struct mini *m,
+					  const struct transition *t)
+{
+	bool waited = t->old == TIME_WAIT || t->new == TIME_WAIT;
+	__u32 reason = waited ? REASON_FIN : t->reason, ended = waited ? t->reason : REASON_UNKNOWN;
+	bool slow = kept ? kept->walk.slow : t->since_ns && is_slow(t->old, t->time_ns - t->since_ns);
+	struct finwait_conn *r;
+
+	if (!record_wanted(slow, (1U << (reason & 31) | 1U << (ended & 31)) & ~1U, &m->tuple, m->family,
+			   &m->who))
+		return;
+	r = record_reserve();
+	if (!r)
+		return;
+	if (kept)
+		*r = *kept;
+	else
+		record_of_mini(r, m, t);
+	r->end_ns = t->time_ns;
+	r->reason = reason;
+	r->time_wait_reason = ended;
+	record_tell(r);
+}
+
 /* A mini-socket goes from one state to the next, or ends. */
 static __noinline void record_step(__u64 addr, const struct mini *m, const struct transition *t)
 {
-	struct finwait_conn *r, *kept;
+	struct finwait_conn *kept;
 
 	if (records_at_time_wait && t->old == TIME_WAIT)
 		return; /* told */
@@ -234,22 +267,7 @@ static __noinline void record_step(__u64 addr, const struct mini *m, const struc
 	}
 	if (t->new != CLOSE && !records_at_time_wait)
 		return;
-	r = record_reserve();
-	if (!r)
-		goto forget;
-	if (kept)
-		*r = *kept;
-	else
-		record_of_mini(r, m, t);
-	r->end_ns = t->time_ns;
-	r->reason = t->reason;
-	r->time_wait_reason = REASON_UNKNOWN;
-	if (r->walk.visited & 1 << TIME_WAIT) { /* both have closed */
-		r->reason = REASON_FIN;
-		r->time_wait_reason = t->reason;
-	}
-	record_tell(r);
-forget:
+	record_of_end(kept, m, t);
 	if (kept)
 		bpf_map_delete_elem(&records, &addr);
 }
@@ -257,8 +275,12 @@ forget:
 /* A half-open connection is given up. */
 static __noinline void record_half_open(const struct request *req, __u64 time_ns, __u32 reason)
 {
-	struct finwait_conn *r = record_reserve();
+	bool slow = req->since_ns && is_slow(NEW_SYN_RECV, time_ns - req->since_ns);
+	struct finwait_conn *r;
 
+	if (!record_wanted(slow, 1U << (reason & 31), &req->tuple, req->family, &req->who))
+		return;
+	r = record_reserve();
 	if (!r)
 		return;
 	__builtin_memset(r, 0, sizeof(*r));

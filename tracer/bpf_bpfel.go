@@ -118,6 +118,7 @@ type bpfFinwaitLedger struct {
 	NetnsFull     uint64
 	StackFailed   uint64
 	Stale         uint64
+	RecordsMade   uint64
 	RecordsTold   uint64
 	RecordsLost   uint64
 	RecordsFull   uint64

@@ -98,6 +98,10 @@ type ConnOptions struct {
 	// Reasons has connections told that ended for one of these reasons, or
 	// whose TIME_WAIT did.
 	Reasons []Reason
+	// Buffer is the size in bytes of the ring buffer between the kernel and
+	// Conns, a power of two and at least a page. A connection takes 264 bytes.
+	// Default 4 MiB.
+	Buffer int
 	// AtTimeWait has a connection told when TIME_WAIT begins, and not when it
 	// ends.
 	AtTimeWait bool
@@ -106,6 +110,9 @@ type ConnOptions struct {
 func (o *ConnOptions) validate() error {
 	if o == nil {
 		return nil
+	}
+	if err := validateBuffer("connection buffer", o.Buffer); err != nil {
+		return err
 	}
 	for s, d := range o.Slow {
 		switch {

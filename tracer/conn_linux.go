@@ -73,6 +73,9 @@ func (o *ConnOptions) size(spec *ebpf.CollectionSpec) {
 		return
 	}
 	spec.Maps["ended"].MaxEntries = defaultConnBuffer
+	if o.Buffer > 0 {
+		spec.Maps["ended"].MaxEntries = uint32(o.Buffer)
+	}
 	spec.Maps["records"].MaxEntries = spec.Maps["minis"].MaxEntries
 }
 

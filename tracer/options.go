@@ -110,9 +110,8 @@ func contradiction(format string, args ...any) error {
 }
 
 func (o *Options) validate() error {
-	page := os.Getpagesize()
-	if n := o.EventBuffer; n != 0 && (n < page || n > maxEventBuffer || bits.OnesCount(uint(n)) != 1) {
-		return fmt.Errorf("event buffer of %d bytes is not a power of two between %d and %d", n, page, maxEventBuffer)
+	if err := validateBuffer("event buffer", o.EventBuffer); err != nil {
+		return err
 	}
 	if o.MiniSockets < 0 || o.MiniSockets > maxMiniSockets {
 		return fmt.Errorf("number of mini-sockets %d is not between 0 and %d", o.MiniSockets, maxMiniSockets)
@@ -121,6 +120,14 @@ func (o *Options) validate() error {
 		return fmt.Errorf("unknown evidence %d", o.Evidence)
 	}
 	return errors.Join(o.Filter.validate(), o.Conns.validate())
+}
+
+func validateBuffer(what string, n int) error {
+	page := os.Getpagesize()
+	if n != 0 && (n < page || n > maxEventBuffer || bits.OnesCount(uint(n)) != 1) {
+		return fmt.Errorf("%s of %d bytes is not a power of two between %d and %d", what, n, page, maxEventBuffer)
+	}
+	return nil
 }
 
 func (f *Filter) validate() error {

@@ -115,10 +115,14 @@ type Ledger struct {
 	// were never half-open, and come as CLOSE→SYN_RECV. (A Fast Open
 	// connection without data in its SYN is counted here too.)
 	SYNCookies uint64
-	// ConnsEmitted is the number of connections that the kernel gave to the
-	// ring buffer of Conns.
+	// ConnsSeen is the number of connections that have ended, wanted or not, if
+	// Options.Conns is set.
+	ConnsSeen uint64
+	// ConnsEmitted is the number of those that the kernel gave to the ring
+	// buffer of Conns.
 	ConnsEmitted uint64
-	// ConnsLost is the number of connections that ended while that was full.
+	// ConnsLost is the number of those that passed the filter and
+	// Options.Conns, and ended while that was full.
 	ConnsLost uint64
 	// ConnsPartial is the number of connections that were told without the walk
 	// and the counts of their full socket, or will be: their mini-sockets found

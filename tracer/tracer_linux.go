@@ -299,6 +299,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.StackFailed += cpu.StackFailed
 		l.Stale += cpu.Stale
 		l.SYNCookies += cpu.SynCookies
+		l.ConnsSeen += cpu.RecordsMade
 		l.ConnsEmitted += cpu.RecordsTold
 		l.ConnsLost += cpu.RecordsLost
 		l.ConnsPartial += cpu.RecordsFull

@@ -90,6 +90,7 @@ happens, TIME_WAIT included, with its owner and the time spent in the state
 before; and how many sockets are in each state now.`,
 		Example: `  finwait trace                               every transition, as it happens
   finwait trace --transition FIN_WAIT2:TIME_WAIT --lport 443 --format json
+  finwait conns --slow ESTABLISHED:10s        one record per connection, of those that were slow
   finwait count                               sockets in each state
   finwait count --by process --watch 1s
   finwait explain CLOSE_WAIT
@@ -97,6 +98,6 @@ before; and how many sockets are in each state now.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newTraceCommand(), newCountCommand(), newExplainCommand(), newFeaturesCommand())
+	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newExplainCommand(), newFeaturesCommand())
 	return root
 }

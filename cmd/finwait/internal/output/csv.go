@@ -9,31 +9,44 @@ import (
 
 // csvEncoder writes RFC 4180 with one difference: lines end with a newline
 // alone, as programs on this system expect. A field that is not known is empty.
-type csvEncoder struct{ cgroups cgroupLookup }
+type csvEncoder struct {
+	cgroups cgroupLookup
+	fields  []field
+}
 
-func (csvEncoder) AppendHeader(dst []byte) []byte {
-	for f, name := range fieldNames {
-		if f > 0 {
+func (e csvEncoder) AppendHeader(dst []byte) []byte {
+	for i, f := range e.fields {
+		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = append(dst, name...)
+		dst = append(dst, fieldNames[f]...)
 	}
 	return append(dst, '\n')
 }
 
 func (e csvEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
 	r := e.cgroups.record(ev)
+	return appendCSV(dst, e.fields, &r)
+}
+
+func (e csvEncoder) AppendConn(dst []byte, c *tracer.Conn) []byte {
+	var ev tracer.Event
+	r := e.cgroups.conn(c, &ev)
+	return appendCSV(dst, e.fields, &r)
+}
+
+func appendCSV(dst []byte, fields []field, r *record) []byte {
 	var scratch [textRoom]byte
-	for f := range numFields {
-		if f > 0 {
+	for i, f := range fields {
+		if i > 0 {
 			dst = append(dst, ',')
 		}
 		switch {
-		case !f.known(&r):
+		case !f.known(r):
 		case f.text():
-			dst = appendCSVText(dst, f.append(scratch[:0], &r))
+			dst = appendCSVText(dst, f.append(scratch[:0], r))
 		default:
-			dst = f.append(dst, &r)
+			dst = f.append(dst, r)
 		}
 	}
 	return append(dst, '\n')

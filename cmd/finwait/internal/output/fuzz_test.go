@@ -168,10 +168,10 @@ func FuzzCSV(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, comm, local, remote []byte, id, bits uint64, ns int64) {
 		ev := fuzzEvent(comm, local, remote, id, bits, ns)
-		line := csvEncoder{fuzzCgroup(comm)}.AppendEvent(nil, &ev)
+		line := csvEncoder{fuzzCgroup(comm), eventFields}.AppendEvent(nil, &ev)
 		assertOneLine(t, line)
 
-		r := csv.NewReader(bytes.NewReader(append(csvEncoder{}.AppendHeader(nil), line...)))
+		r := csv.NewReader(bytes.NewReader(append(csvEncoder{fields: eventFields}.AppendHeader(nil), line...)))
 		rows, err := r.ReadAll()
 		qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", line))
 		qt.Assert(t, qt.HasLen(rows, 2))

@@ -10,9 +10,19 @@ func (logfmtEncoder) AppendHeader(dst []byte) []byte { return dst }
 
 func (e logfmtEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
 	r := e.cgroups.record(ev)
+	return appendLogfmt(dst, eventFields, &r)
+}
+
+func (e logfmtEncoder) AppendConn(dst []byte, c *tracer.Conn) []byte {
+	var ev tracer.Event
+	r := e.cgroups.conn(c, &ev)
+	return appendLogfmt(dst, connFields, &r)
+}
+
+func appendLogfmt(dst []byte, fields []field, r *record) []byte {
 	start := len(dst)
-	for f := range numFields {
-		if !f.known(&r) {
+	for _, f := range fields {
+		if !f.known(r) {
 			continue
 		}
 		if len(dst) > start {
@@ -21,9 +31,9 @@ func (e logfmtEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
 		dst = append(dst, fieldNames[f]...)
 		dst = append(dst, '=')
 		if f.text() {
-			dst = appendLogfmtText(dst, f, &r)
+			dst = appendLogfmtText(dst, f, r)
 		} else {
-			dst = f.append(dst, &r)
+			dst = f.append(dst, r)
 		}
 	}
 	return append(dst, '\n')

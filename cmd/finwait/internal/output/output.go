@@ -57,11 +57,39 @@ func New(format string, opts Options) (Encoder, error) {
 	case "json":
 		return jsonEncoder{opts.Cgroup}, nil
 	case "csv":
-		return csvEncoder{opts.Cgroup}, nil
+		return csvEncoder{opts.Cgroup, eventFields}, nil
 	case "logfmt":
 		return logfmtEncoder{opts.Cgroup}, nil
 	}
-	return nil, fmt.Errorf("unknown format %q (want one of %s)", format, strings.Join(Formats, ", "))
+	return nil, errUnknownFormat(format)
+}
+
+// ConnEncoder is an Encoder of connections.
+type ConnEncoder interface {
+	// AppendHeader is that of Encoder.
+	AppendHeader(dst []byte) []byte
+	// AppendConn appends one connection: as one line with its line end, or, as
+	// a table, as two lines and more where its walk is long.
+	AppendConn(dst []byte, c *tracer.Conn) []byte
+}
+
+// NewConns returns the encoder of connections of that format, one of Formats.
+func NewConns(format string, opts Options) (ConnEncoder, error) {
+	switch format {
+	case "table":
+		return newConnTable(opts), nil
+	case "json":
+		return jsonEncoder{opts.Cgroup}, nil
+	case "csv":
+		return csvEncoder{opts.Cgroup, connFields}, nil
+	case "logfmt":
+		return logfmtEncoder{opts.Cgroup}, nil
+	}
+	return nil, errUnknownFormat(format)
+}
+
+func errUnknownFormat(format string) error {
+	return fmt.Errorf("unknown format %q (want one of %s)", format, strings.Join(Formats, ", "))
 }
 
 // appendTime appends t as RFC 3339 in UTC with all nine digits of the

@@ -33,9 +33,34 @@ const (
 	fieldReason
 	fieldSide
 	fieldEvidence
+	fieldStart
+	fieldDuration
+	fieldWalk
+	fieldBytesSent
+	fieldBytesReceived
+	fieldSegmentsSent
+	fieldSegmentsReceived
+	fieldRetransmits
+	fieldSRTT
+	fieldTimeWaitReason
 
 	numFields
 )
+
+// eventFields are the fields of a transition, in their order.
+var eventFields = []field{
+	fieldTime, fieldCookie, fieldNetns, fieldFamily, fieldLocalAddr, fieldLocalPort, fieldRemoteAddr, fieldRemotePort,
+	fieldOldState, fieldNewState, fieldDwell, fieldPID, fieldComm, fieldUID, fieldCgroupID, fieldContainerID, fieldPodUID,
+	fieldOwner, fieldRole, fieldReason, fieldSide, fieldEvidence,
+}
+
+// connFields are those of a connection.
+var connFields = []field{
+	fieldTime, fieldStart, fieldDuration, fieldCookie, fieldNetns, fieldFamily, fieldLocalAddr, fieldLocalPort,
+	fieldRemoteAddr, fieldRemotePort, fieldPID, fieldComm, fieldUID, fieldCgroupID, fieldContainerID, fieldPodUID,
+	fieldOwner, fieldRole, fieldWalk, fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived,
+	fieldRetransmits, fieldSRTT, fieldReason, fieldSide, fieldTimeWaitReason,
+}
 
 var fieldNames = [numFields]string{
 	fieldTime:        "time",
@@ -60,11 +85,24 @@ var fieldNames = [numFields]string{
 	fieldReason:      "reason",
 	fieldSide:        "side",
 	fieldEvidence:    "evidence",
+
+	fieldStart:            "start",
+	fieldDuration:         "duration_ns",
+	fieldWalk:             "walk",
+	fieldBytesSent:        "bytes_sent",
+	fieldBytesReceived:    "bytes_received",
+	fieldSegmentsSent:     "segments_sent",
+	fieldSegmentsReceived: "segments_received",
+	fieldRetransmits:      "retransmits",
+	fieldSRTT:             "srtt_ns",
+	fieldTimeWaitReason:   "time_wait_reason",
 }
 
-// record is an event with what is known of its owner's cgroup.
+// record is an event with what is known of its owner's cgroup, or a connection
+// and an event that has what both have.
 type record struct {
 	*tracer.Event
+	conn   *tracer.Conn
 	cgroup tracer.Cgroup
 }
 
@@ -77,6 +115,18 @@ func (lookup cgroupLookup) record(ev *tracer.Event) record {
 	if lookup != nil && fieldCgroupID.known(&r) {
 		r.cgroup, _ = lookup(ev.Owner.CgroupID)
 	}
+	return r
+}
+
+// conn returns the record of c; ev is a place for what a connection has of an
+// event.
+func (lookup cgroupLookup) conn(c *tracer.Conn, ev *tracer.Event) record {
+	*ev = tracer.Event{
+		Time: c.End, Cookie: c.Cookie, Netns: c.Netns, Family: c.Family, Local: c.Local, Remote: c.Remote,
+		Owner: c.Owner, Role: c.Role, Reason: c.Reason, Side: c.Side,
+	}
+	r := lookup.record(ev)
+	r.conn = c
 	return r
 }
 
@@ -120,16 +170,27 @@ func (f field) known(ev *record) bool {
 		return ev.Reason != tracer.ReasonUnknown
 	case fieldSide:
 		return ev.Side != tracer.SideUnknown
+	case fieldStart, fieldDuration:
+		return !ev.conn.Start.IsZero()
+	case fieldWalk:
+		return len(ev.conn.Walk()) > 0
+	case fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived, fieldRetransmits:
+		return ev.conn.Counted
+	case fieldSRTT:
+		return ev.conn.Counted && ev.conn.SRTT > 0
+	case fieldTimeWaitReason:
+		return ev.conn.TimeWaitReason != tracer.ReasonUnknown
 	}
 	return true
 }
 
 // number says whether the field is a JSON number. Those of 64 bits are
-// strings, because JavaScript and jq keep 53 of them; dwell_ns would need 104
-// days to get there.
+// strings, because JavaScript and jq keep 53 of them; times would need 104 days
+// to get there, and bytes 8 petabytes.
 func (f field) number() bool {
 	switch f {
-	case fieldNetns, fieldLocalPort, fieldRemotePort, fieldDwell, fieldPID, fieldUID:
+	case fieldNetns, fieldLocalPort, fieldRemotePort, fieldDwell, fieldPID, fieldUID,
+		fieldDuration, fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived, fieldRetransmits, fieldSRTT:
 		return true
 	}
 	return false
@@ -181,7 +242,54 @@ func (f field) append(dst []byte, ev *record) []byte {
 	case fieldPodUID:
 		return append(dst, ev.cgroup.PodUID...)
 	}
+	if ev.conn != nil {
+		return f.appendConn(dst, ev)
+	}
 	return append(dst, f.word(ev)...)
+}
+
+// appendConn is append for the fields of a connection alone.
+func (f field) appendConn(dst []byte, r *record) []byte {
+	c := r.conn
+	switch f {
+	case fieldStart:
+		return appendTime(dst, c.Start)
+	case fieldDuration:
+		return strconv.AppendInt(dst, c.End.Sub(c.Start).Nanoseconds(), 10)
+	case fieldWalk:
+		return appendWalk(dst, c.Walk())
+	case fieldBytesSent:
+		return strconv.AppendUint(dst, c.BytesSent, 10)
+	case fieldBytesReceived:
+		return strconv.AppendUint(dst, c.BytesReceived, 10)
+	case fieldSegmentsSent:
+		return strconv.AppendUint(dst, uint64(c.SegmentsSent), 10)
+	case fieldSegmentsReceived:
+		return strconv.AppendUint(dst, uint64(c.SegmentsReceived), 10)
+	case fieldRetransmits:
+		return strconv.AppendUint(dst, uint64(c.Retransmits), 10)
+	case fieldSRTT:
+		return strconv.AppendInt(dst, c.SRTT.Nanoseconds(), 10)
+	case fieldTimeWaitReason:
+		return append(dst, c.TimeWaitReason.String()...)
+	}
+	return append(dst, f.word(r)...)
+}
+
+// appendWalk appends SYN_SENT:95000;ESTABLISHED:3200000000;LAST_ACK, with the
+// dwell in nanoseconds where it is known.
+func appendWalk(dst []byte, walk []tracer.Visit) []byte {
+	for i, v := range walk {
+		if i > 0 {
+			dst = append(dst, ';')
+		}
+		dst = append(dst, v.State.String()...)
+		if v.DwellKnown {
+			dst = append(dst, ':')
+			dst = strconv.AppendInt(dst, v.Dwell.Nanoseconds(), 10)
+		}
+	}
+	return dst
 }
 
 // word returns the value of a field that is one of a few fixed words.

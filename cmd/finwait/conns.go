@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/finwait/finwait/cmd/finwait/internal/output"
+	"github.com/finwait/finwait/tracer"
+)
+
+type connsFlags struct {
+	filter       filterFlags
+	run          streamFlags
+	slow         []string
+	reasons      []string
+	waitTimeWait bool
+}
+
+func newConnsCommand() *cobra.Command {
+	var flags connsFlags
+	cmd := &cobra.Command{
+		Use:   "conns",
+		Short: "Print one record for each connection, when it ends",
+		Long: `Prints one record for each TCP connection of the host when it has ended: its whole
+walk through the states with the time spent in each, what it carried, who closed
+first and why it ended. The kernel gathers it and says it once, instead of five
+to ten transitions.
+
+With --slow or --reason it is a flight recorder: it is silent until a connection
+goes badly. A connection is printed if it fulfils the one or the other; the other
+filters must all match. Ends with Ctrl-C and then says on standard error how many
+connections ended, were printed and lost.`,
+		Example: `  finwait conns
+  finwait conns --slow ESTABLISHED:10s,SYN_SENT:200ms --lport 443
+  finwait conns --reason timeout,rst_received,time_wait_refused --format json
+  finwait conns --wait-timewait=false --comm nginx --count 100
+  finwait conns --demo`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts, err := flags.options(cmd)
+			if err != nil {
+				return err
+			}
+			return runStream(cmd, &flags.run, opts, connections)
+		},
+	}
+	flags.filter.addSockets(cmd)
+	f := cmd.Flags()
+	f.StringSliceVar(&flags.slow, "slow", nil, "connections that were at least as long in a `state`, such as ESTABLISHED:10s")
+	f.StringSliceVar(&flags.reasons, "reason", nil, "connections that ended for one of these `reasons`, such as timeout or rst_received")
+	f.BoolVar(&flags.waitTimeWait, "wait-timewait", true, "print a connection when its TIME_WAIT ends, or (=false) when that begins")
+	flags.run.add(cmd, "connections")
+	completeWords(cmd, "reason", reasonWords())
+	return cmd
+}
+
+func reasonWords() []string {
+	words := []string{"timeout", "rst_sent"}
+	for _, r := range tracer.Reasons() {
+		words = append(words, r.String())
+	}
+	return words
+}
+
+func (f *connsFlags) options(cmd *cobra.Command) (*tracer.Options, error) {
+	opts, err := f.run.options(cmd, &f.filter)
+	if err != nil {
+		return nil, err
+	}
+	opts.NoTransitions = true
+	opts.Conns = &tracer.ConnOptions{AtTimeWait: !f.waitTimeWait, Buffer: f.run.buffer << 20}
+	opts.Conns.Slow, err = parseStateTimes(cmd, "slow", f.slow)
+	if err != nil {
+		return nil, err
+	}
+	p := flagParser{flags: cmd.Flags()}
+	var groups [][]tracer.Reason
+	parseList(&p, "reason", f.reasons, &groups, parseReasons)
+	for _, g := range groups {
+		opts.Conns.Reasons = append(opts.Conns.Reasons, g...)
+	}
+	return opts, p.err
+}
+
+func parseReasons(word string) ([]tracer.Reason, error) {
+	reasons, err := tracer.ParseReasons(word)
+	if err != nil {
+		return nil, fmt.Errorf("%w (want one of %s)", err, strings.Join(reasonWords(), ", "))
+	}
+	return reasons, nil
+}
+
+// parseStateTimes parses words such as ESTABLISHED:10s.
+func parseStateTimes(cmd *cobra.Command, flag string, words []string) (map[tracer.State]time.Duration, error) {
+	type stateTime struct {
+		state tracer.State
+		time  time.Duration
+	}
+	var list []stateTime
+	p := flagParser{flags: cmd.Flags()}
+	parseList(&p, flag, words, &list, func(word string) (stateTime, error) {
+		name, text, ok := strings.Cut(word, ":")
+		state, err := tracer.ParseState(name)
+		d, badTime := time.ParseDuration(text)
+		switch {
+		case !ok:
+			return stateTime{}, fmt.Errorf("%q is not a state and a time, such as ESTABLISHED:10s", word)
+		case err != nil:
+			return stateTime{}, err
+		case badTime != nil || d <= 0:
+			return stateTime{}, fmt.Errorf("%q is not a time, such as 10s or 200ms", text)
+		case state == tracer.StateClose || state == tracer.StateListen:
+			return stateTime{}, errors.New("no connection is in " + state.String())
+		}
+		return stateTime{state, d}, nil
+	})
+	times := map[tracer.State]time.Duration{}
+	for _, st := range list {
+		times[st.state] = st.time
+	}
+	return times, p.err
+}
+
+var connections = stream[tracer.Conn]{
+	noun:    "connections",
+	items:   func(ctx context.Context, t *tracer.Tracer) iter.Seq2[*tracer.Conn, error] { return t.Conns(ctx) },
+	pending: (*tracer.Tracer).PendingConns,
+	encode: func(format string, opts output.Options) (head []byte, add func([]byte, *tracer.Conn) []byte, err error) {
+		encoder, err := output.NewConns(format, opts)
+		if err != nil {
+			return nil, nil, err
+		}
+		return encoder.AppendHeader(nil), encoder.AppendConn, nil
+	},
+	account: func(l *tracer.Ledger) account {
+		return account{
+			seen: l.ConnsSeen, emitted: l.ConnsEmitted, matched: l.ConnsEmitted + l.ConnsLost, lost: l.ConnsLost + l.Decode,
+			notes: []note{
+				{l.ConnsLost, "lost, or did not match: the buffer was full (give it more with --buffer)"},
+				{l.Recursion, "transitions for which no program was run, since the kernel skips one that interrupts itself on one CPU"},
+			},
+		}
+	},
+}
