@@ -70,6 +70,8 @@ static __always_inline void learn_accept(struct finwait_who *who, const struct s
  */
 static __always_inline void learn_who(struct finwait_who *who, const struct sock *sk, __u8 old, __u8 new)
 {
+	if (old == LISTEN)
+		who->role = ROLE_SERVER;
 	if (old != CLOSE) {
 		learn_accept(who, sk, old);
 		return;

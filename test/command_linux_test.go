@@ -115,11 +115,17 @@ func spawn(t testing.TB, cmd *exec.Cmd) *process {
 // trace starts finwait trace and returns when it traces.
 func trace(t testing.TB, args ...string) *process {
 	t.Helper()
+	return follow(t, "trace", args...)
+}
+
+// follow starts a command that traces and returns when it does.
+func follow(t testing.TB, command string, args ...string) *process {
+	t.Helper()
 	guards := watchGuards(t)
 	if word := os.Getenv(evidenceVar); word != "" {
 		args = append([]string{"--evidence", word}, args...)
 	}
-	p := spawn(t, exec.Command(binary(t), append([]string{"trace"}, args...)...))
+	p := spawn(t, exec.Command(binary(t), append([]string{command}, args...)...))
 	p.guards = guards
 	p.awaitTracing()
 	return p
@@ -200,7 +206,7 @@ func finwait(t testing.TB, args ...string) result {
 // tracingLine and ledgerLine are all that a run without mishap says.
 const (
 	tracingLine = `finwait: tracing; [^\n]+\n`
-	ledgerLine  = `finwait: (\d+) transitions seen, (\d+) matched, (\d+) printed, (\d+) lost\n`
+	ledgerLine  = `finwait: (\d+) (?:transitions|connections) seen, (\d+) matched, (\d+) printed, (\d+) lost\n`
 )
 
 var cleanRun = regexp.MustCompile(`^` + tracingLine + ledgerLine + `$`)

@@ -41,6 +41,8 @@ type jsonRecord struct {
 	Pod        string     `json:"pod_uid"`
 	Owner      string     `json:"owner"`
 	Role       string     `json:"role"`
+	Reason     string     `json:"reason"`
+	Side       string     `json:"side"`
 	Evidence   string     `json:"evidence"`
 }
 
@@ -48,7 +50,7 @@ type jsonRecord struct {
 var fields = []string{
 	"time", "cookie", "netns", "family", "local_addr", "local_port", "remote_addr", "remote_port",
 	"old_state", "new_state", "dwell_ns", "pid", "comm", "uid", "cgroup_id",
-	"container_id", "pod_uid", "owner", "role", "reason", "evidence",
+	"container_id", "pod_uid", "owner", "role", "reason", "side", "evidence",
 }
 
 func (r *jsonRecord) transition(t testing.TB) tracer.Transition {
@@ -137,6 +139,9 @@ func checkRecord(t testing.TB, r jsonRecord, s *traffic.Socket, tr tracer.Transi
 	}
 	want.PID, want.Comm, want.UID = os.Getpid(), ownComm(t), new(uint32)
 	want.Owner = map[tracer.Role]string{tracer.RoleClient: "connect", tracer.RoleServer: "listen"}[s.Role]
+	if r.Owner == "accept" && tr.Old != tracer.StateClose && tr.Old != tracer.StateListen {
+		want.Owner = r.Owner
+	}
 	want.Role = s.Role.String()
 	want.Evidence = "kernel"
 	if !told(tr.Old) || !told(tr.New) {
@@ -144,6 +149,7 @@ func checkRecord(t testing.TB, r jsonRecord, s *traffic.Socket, tr tracer.Transi
 		qt.Check(t, qt.Not(qt.Equals(r.Evidence, "kernel")))
 	}
 	qt.Assert(t, qt.CmpEquals(r, want, cmpopts.EquateComparable(netip.Addr{})))
+	qt.Check(t, qt.Equals(r.Reason != "", tr.New == tracer.StateClose), qt.Commentf("%q of %v", r.Reason, tr))
 	qt.Check(t, qt.Equals(r.DwellNS == nil, first), qt.Commentf("dwell of %v", tr))
 	qt.Check(t, qt.IsTrue(time.Since(r.Time).Abs() < 10*time.Minute && r.Time.Location() == time.UTC), qt.Commentf("%v", r.Time))
 }
