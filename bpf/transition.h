@@ -9,6 +9,9 @@
 /* The tier of evidence that runs: EVIDENCE_TIMER or EVIDENCE_PROBE. Set by the loader. */
 const volatile __u8 tier = EVIDENCE_TIMER;
 
+/* Nobody wants events. Set by the loader. */
+const volatile bool no_events = false;
+
 struct transition {
 	struct finwait_tuple tuple;
 	__u64 net; /* the namespace's cookie */
@@ -73,6 +76,8 @@ static __always_inline void emit(const struct transition *t, const struct finwai
 	ledger_add(emitted);
 }
 
+static __always_inline void profile(const struct transition *t, const struct finwait_who *who);
+
 /*
  * Not static, so that the verifier looks at it once, and not wherever a program
  * comes by with another state: together they are near its limit of a million
@@ -82,7 +87,9 @@ __noinline int emit_if_wanted(const struct transition *t, const struct finwait_w
 {
 	if (!t || !who || !filter_transitions(t->old, t->new) || !filter_who(who))
 		return 0;
-	emit(t, who);
+	profile(t, who);
+	if (!no_events)
+		emit(t, who);
 	return 0;
 }
 
