@@ -33,7 +33,7 @@ type Options struct {
 	Evidence Evidence
 
 	// NoTransitions switches the events off: Events yields none. Everything is
-	// counted all the same.
+	// counted all the same, and Profile kept.
 	NoTransitions bool
 
 	// Conns has the tracer tell of connections when they have ended (see

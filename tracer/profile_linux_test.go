@@ -12,7 +12,7 @@ import (
 )
 
 // loadProfileTest loads the programs of bpf/finwait_test.bpf.c with a profile.
-func loadProfileTest(t *testing.T, by ProfileDimension, rows uint32) (*bpfTestObjects, *Tracer) {
+func loadProfileTest(t testing.TB, by ProfileDimension, rows uint32) (*bpfTestObjects, *Tracer) {
 	t.Helper()
 	requireRoot(t)
 	spec, err := loadBpfTest()
@@ -244,4 +244,22 @@ func verified(t *testing.T, tracer *Tracer) string {
 		}
 	}
 	return text
+}
+
+// BenchmarkProfile tells transitions to a ring that is full, without a profile
+// and with one.
+func BenchmarkProfile(b *testing.B) {
+	for _, name := range []string{"off", "on"} {
+		b.Run(name, func(b *testing.B) {
+			objs := loadTest(b, Filter{}, 4096)
+			if name == "on" {
+				objs, _ = loadProfileTest(b, ProfileByService, 100)
+			}
+			const times = 100_000
+			for b.Loop() {
+				emitTimes(b, objs, times)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/times, "ns/transition")
+		})
+	}
 }
