@@ -107,9 +107,14 @@ static __always_inline bool filter_u32(const volatile __u32 *list, __u32 len, __
 	return !len;
 }
 
-/* By what never changes in a socket's life, but for ports yet to be chosen. */
-static __always_inline enum verdict filter_tuple(const struct finwait_tuple *t, __u8 family)
+/*
+ * By what never changes in a socket's life, but for ports yet to be chosen. Not
+ * static, so that the verifier looks at it once: see emit_if_wanted.
+ */
+__noinline int filter_tuple(const struct finwait_tuple *t, __u8 family)
 {
+	if (!t)
+		return DROP;
 	if (filter_family && filter_family != family)
 		return DROP;
 	if (!filter_u32(filter_netns, filter_netns_len, t->netns))

@@ -20,6 +20,7 @@
 #include "preempt.h"
 #include "transition.h"
 #include "record.h"
+#include "profile.h"
 #include "request.h"
 #include "socket.h"
 #include "reason.h"
@@ -223,6 +224,8 @@ const enum finwait_side *unused_side __attribute__((unused));
 const enum finwait_reason *unused_reason __attribute__((unused));
 const enum finwait_symbol *unused_symbol __attribute__((unused));
 const struct finwait_conn *unused_conn __attribute__((unused));
+const enum finwait_profile_by *unused_profile_by __attribute__((unused));
+const enum finwait_profile_group *unused_profile_group __attribute__((unused));
 const struct finwait_netns_file *unused_netns_file __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -288,6 +288,45 @@ struct finwait_ledger {
 	__u64 records_lost; /* records lost because that was full */
 	__u64 records_full; /* records that lack what the full socket knew, for want of room in records */
 	__u64 syn_cookies; /* connections that a SYN cookie opened, without a half-open state */
+	__u64 profile_full; /* dwell times that found no room in profiles, but in its row for others */
+};
+
+/* What each histogram of dwell times is about. */
+enum finwait_profile_by {
+	PROFILE_OFF,
+	PROFILE_BY_SERVICE,
+	PROFILE_BY_REMOTE_PORT,
+	PROFILE_BY_CGROUP,
+	PROFILE_BY_PROCESS,
+	PROFILE_BY_STATE,
+};
+
+/* Whose dwell times are in a histogram. */
+enum finwait_profile_group {
+	GROUP_ONE, /* of the port, cgroup or process in value; of all, if by state */
+	GROUP_CLIENTS, /* of sockets whose local port is not a service's */
+	GROUP_SERVERS, /* of sockets whose remote port is not a service's */
+	GROUP_UNKNOWN, /* of sockets of which it is not known */
+	GROUP_OTHERS, /* of those that found no room */
+};
+
+struct finwait_profile_key {
+	__u64 value; /* a port, cgroup id or process id; 0 if group is not GROUP_ONE */
+	__u32 state; /* enum finwait_state */
+	__u32 group; /* enum finwait_profile_group */
+};
+_Static_assert(sizeof(struct finwait_profile_key) == 16, "profile key has padding");
+
+#define PROFILE_BUCKETS 64
+
+/* How long sockets have stayed in a state, as they left it. */
+struct finwait_profile_row {
+	__u64 buckets[PROFILE_BUCKETS]; /* by the number of the highest bit of the nanoseconds */
+	__u64 sum_ns;
+	__u64 sum_carry; /* how often sum_ns has gone over */
+	__u64 max_ns;
+	__u64 unknown; /* transitions of which the dwell is not known; they are nowhere above */
+	__u8 comm[COMM_LEN]; /* by process: its name */
 };
 
 /* A file that keeps a namespace. */

@@ -16,6 +16,7 @@
 #include "maps.h"
 #include "filter.h"
 #include "transition.h"
+#include "profile.h"
 
 /* Arguments and results of the programs below. */
 struct test_filter {

@@ -145,7 +145,7 @@ static __always_inline void be_born(struct conn *c, struct sock *sk, struct tran
 /* Tells a transition of a full socket and notes it in the socket's storage. */
 static __always_inline void tell(struct conn *c, struct sock *sk, struct transition *t, enum verdict verdict)
 {
-	static const struct finwait_who nobody = {};
+	static struct finwait_who nobody; /* not const: see emit_if_wanted */
 
 	if (!c) {
 		if (verdict == LATER)

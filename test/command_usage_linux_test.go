@@ -57,6 +57,20 @@ func TestCommandUsage(t *testing.T) {
 		{"count --by foo", []string{`"foo"`, "netns, listener, process or remote"}},
 		{"count --format csv", []string{`"csv"`, "table or json"}},
 		{"count stray", []string{`"stray"`}},
+		{"profile --by colour", []string{`"colour"`, "service, remote-port, cgroup, process or state"}},
+		{"profile --by=", []string{`--by ""`, "service"}},
+		{"profile --format csv", []string{`"csv"`, "table or json"}},
+		{"profile --interval 1ms", []string{"--interval 1ms", "100ms or more"}},
+		{"profile --interval 0s", []string{"--interval 0s", "100ms or more"}},
+		{"profile --duration 0s", []string{"--duration 0s", "10s"}},
+		{"profile --top -1", []string{"--top -1"}},
+		{"profile --state CLOSE", []string{"nothing to measure", "CLOSE"}},
+		{"profile --transition CLOSE:LISTEN", []string{"nothing to measure", "CLOSE"}},
+		{"profile --state LISTEN --transition FIN_WAIT2:TIME_WAIT", []string{"nothing to measure"}},
+		{"profile --transition LISTEN:SYN_RECV", []string{"LISTEN→SYN_RECV does not happen"}},
+		{"profile --lport 0", []string{"--lport", `"0"`}},
+		{"profile --evidence magic", []string{`"magic"`, "probe or timer"}},
+		{"profile stray", []string{`"stray"`}},
 		{"explain NOSUCH", []string{`"NOSUCH"`}},
 		{"explain FIN_WAIT2:NOSUCH", []string{`"NOSUCH"`}},
 		{"explain --format csv", []string{`"csv"`, "table or json"}},
@@ -82,6 +96,7 @@ func TestCommandHostileArgument(t *testing.T) {
 	for _, args := range [][]string{
 		{"trace", "--state", "\x1b[31m"}, {"trace", "--addr", "\x1b[31m"}, {"trace", "--netns", "\x1b[31m"},
 		{"trace", "--format", "\x1b[31m"}, {"trace", "\x1b[31m"}, {"count", "\x1b[31m"},
+		{"profile", "--by", "\x1b[31m"}, {"profile", "--format", "\x1b[31m"},
 		{"explain", "\x1b[31m"}, {"\x1b[31m"}, {"trace", "--\x1b[31m"},
 	} {
 		res := finwait(t, args...)

@@ -20,14 +20,21 @@ import (
 // those for other people's timers too, over the transitions seen; ns/empty is
 // that of a program that does nothing at the same tracepoint, most of which is
 // the clock that measures it.
-func BenchmarkOverhead(b *testing.B) {
+func BenchmarkOverhead(b *testing.B) { benchmarkOverhead(b, nil) }
+
+// BenchmarkOverheadProfile is the same with histograms.
+func BenchmarkOverheadProfile(b *testing.B) {
+	benchmarkOverhead(b, &tracer.Options{Profile: &tracer.ProfileOptions{}})
+}
+
+func benchmarkOverhead(b *testing.B, opts *tracer.Options) {
 	ns := netns.New(b)
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	qt.Assert(b, qt.IsNil(err))
 	defer stats.Close()
 	empty := attachEmpty(b)
 	others := programs(b)
-	rec := record(b, nil)
+	rec := record(b, opts)
 	own := programs(b)
 	for id := range others {
 		delete(own, id)

@@ -23,6 +23,8 @@ func TestEnums(t *testing.T) {
 		{"finwait_origin", "ORIGIN_", func(i uint8) string { return Origin(i).String() }, len(originNames)},
 		{"finwait_reason", "REASON_", func(i uint8) string { return Reason(i).String() }, len(reasonNames)},
 		{"finwait_side", "SIDE_", func(i uint8) string { return Side(i).String() }, len(sideNames)},
+		{"finwait_profile_by", "PROFILE_", profileByName, numProfileDimensions + 1},
+		{"finwait_profile_group", "GROUP_", func(i uint8) string { return ProfileGroup(i).String() }, len(profileGroupNames)},
 		{"finwait_role", "ROLE_", func(i uint8) string { return Role(i).String() }, len(roleNames)},
 	} {
 		var c *btf.Enum
@@ -41,6 +43,15 @@ func TestEnums(t *testing.T) {
 			qt.Assert(t, qt.IsTrue(int(v.Value) < enum.count), qt.Commentf("%s is unknown to Go", v.Name))
 		}
 	}
+}
+
+// profileByName returns the end of the name of a value of profile_by, which is
+// 0 where no profile is kept.
+func profileByName(i uint8) string {
+	if i == 0 {
+		return "off"
+	}
+	return "by_" + strings.ReplaceAll(ProfileDimension(i-1).String(), "-", "_")
 }
 
 // The matrix's fields, which bpftool shows, stand where their states' numbers say.

@@ -123,6 +123,7 @@ type bpfFinwaitLedger struct {
 	RecordsLost   uint64
 	RecordsFull   uint64
 	SynCookies    uint64
+	ProfileFull   uint64
 }
 
 type bpfFinwaitNetnsFile struct {
@@ -142,6 +143,44 @@ const (
 	bpfFinwaitOriginORIGIN_ACCEPT   bpfFinwaitOrigin = 3
 	bpfFinwaitOriginORIGIN_SNAPSHOT bpfFinwaitOrigin = 4
 )
+
+type bpfFinwaitProfileBy uint32
+
+const (
+	bpfFinwaitProfileByPROFILE_OFF            bpfFinwaitProfileBy = 0
+	bpfFinwaitProfileByPROFILE_BY_SERVICE     bpfFinwaitProfileBy = 1
+	bpfFinwaitProfileByPROFILE_BY_REMOTE_PORT bpfFinwaitProfileBy = 2
+	bpfFinwaitProfileByPROFILE_BY_CGROUP      bpfFinwaitProfileBy = 3
+	bpfFinwaitProfileByPROFILE_BY_PROCESS     bpfFinwaitProfileBy = 4
+	bpfFinwaitProfileByPROFILE_BY_STATE       bpfFinwaitProfileBy = 5
+)
+
+type bpfFinwaitProfileGroup uint32
+
+const (
+	bpfFinwaitProfileGroupGROUP_ONE     bpfFinwaitProfileGroup = 0
+	bpfFinwaitProfileGroupGROUP_CLIENTS bpfFinwaitProfileGroup = 1
+	bpfFinwaitProfileGroupGROUP_SERVERS bpfFinwaitProfileGroup = 2
+	bpfFinwaitProfileGroupGROUP_UNKNOWN bpfFinwaitProfileGroup = 3
+	bpfFinwaitProfileGroupGROUP_OTHERS  bpfFinwaitProfileGroup = 4
+)
+
+type bpfFinwaitProfileKey struct {
+	_     structs.HostLayout
+	Value uint64
+	State uint32
+	Group uint32
+}
+
+type bpfFinwaitProfileRow struct {
+	_        structs.HostLayout
+	Buckets  [64]uint64
+	SumNs    uint64
+	SumCarry uint64
+	MaxNs    uint64
+	Unknown  uint64
+	Comm     [16]uint8
+}
 
 type bpfFinwaitRange struct {
 	_     structs.HostLayout
@@ -264,6 +303,7 @@ const (
 	bpfMapMinis                  = "minis"
 	bpfMapMinisAside             = "minis_aside"
 	bpfMapNetnsWritten           = "netns_written"
+	bpfMapProfiles               = "profiles"
 	bpfMapRecords                = "records"
 	bpfMapRequests               = "requests"
 	bpfMapScratch                = "scratch"
@@ -328,6 +368,9 @@ const (
 	bpfVarMigrations             = "migrations"
 	bpfVarMinisPutAside          = "minis_put_aside"
 	bpfVarNetnsRun               = "netns_run"
+	bpfVarNoEvents               = "no_events"
+	bpfVarProfileBy              = "profile_by"
+	bpfVarProfilesFull           = "profiles_full"
 	bpfVarRecordAll              = "record_all"
 	bpfVarRecordReasons          = "record_reasons"
 	bpfVarRecordSlowNs           = "record_slow_ns"
@@ -342,6 +385,8 @@ const (
 	bpfVarUnusedFlags            = "unused_flags"
 	bpfVarUnusedNetnsFile        = "unused_netns_file"
 	bpfVarUnusedOrigin           = "unused_origin"
+	bpfVarUnusedProfileBy        = "unused_profile_by"
+	bpfVarUnusedProfileGroup     = "unused_profile_group"
 	bpfVarUnusedReason           = "unused_reason"
 	bpfVarUnusedRole             = "unused_role"
 	bpfVarUnusedSide             = "unused_side"
@@ -443,6 +488,7 @@ type bpfMapSpecs struct {
 	Minis        *ebpf.MapSpec `ebpf:"minis"`
 	MinisAside   *ebpf.MapSpec `ebpf:"minis_aside"`
 	NetnsWritten *ebpf.MapSpec `ebpf:"netns_written"`
+	Profiles     *ebpf.MapSpec `ebpf:"profiles"`
 	Records      *ebpf.MapSpec `ebpf:"records"`
 	Requests     *ebpf.MapSpec `ebpf:"requests"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
@@ -454,56 +500,61 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	Attached          *ebpf.VariableSpec `ebpf:"attached"`
-	CallForm          *ebpf.VariableSpec `ebpf:"call_form"`
-	CanKeepCpu        *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
-	FilterAddr        *ebpf.VariableSpec `ebpf:"filter_addr"`
-	FilterAddrLen     *ebpf.VariableSpec `ebpf:"filter_addr_len"`
-	FilterByLport     *ebpf.VariableSpec `ebpf:"filter_by_lport"`
-	FilterByPort      *ebpf.VariableSpec `ebpf:"filter_by_port"`
-	FilterByRport     *ebpf.VariableSpec `ebpf:"filter_by_rport"`
-	FilterCgroup      *ebpf.VariableSpec `ebpf:"filter_cgroup"`
-	FilterCgroupLen   *ebpf.VariableSpec `ebpf:"filter_cgroup_len"`
-	FilterComm        *ebpf.VariableSpec `ebpf:"filter_comm"`
-	FilterCommLen     *ebpf.VariableSpec `ebpf:"filter_comm_len"`
-	FilterFamily      *ebpf.VariableSpec `ebpf:"filter_family"`
-	FilterLport       *ebpf.VariableSpec `ebpf:"filter_lport"`
-	FilterNetns       *ebpf.VariableSpec `ebpf:"filter_netns"`
-	FilterNetnsLen    *ebpf.VariableSpec `ebpf:"filter_netns_len"`
-	FilterPid         *ebpf.VariableSpec `ebpf:"filter_pid"`
-	FilterPidLen      *ebpf.VariableSpec `ebpf:"filter_pid_len"`
-	FilterPort        *ebpf.VariableSpec `ebpf:"filter_port"`
-	FilterRport       *ebpf.VariableSpec `ebpf:"filter_rport"`
-	FilterTransition  *ebpf.VariableSpec `ebpf:"filter_transition"`
-	FilterUid         *ebpf.VariableSpec `ebpf:"filter_uid"`
-	FilterUidLen      *ebpf.VariableSpec `ebpf:"filter_uid_len"`
-	GaugeInserts      *ebpf.VariableSpec `ebpf:"gauge_inserts"`
-	JiffyNs           *ebpf.VariableSpec `ebpf:"jiffy_ns"`
-	Migrations        *ebpf.VariableSpec `ebpf:"migrations"`
-	MinisPutAside     *ebpf.VariableSpec `ebpf:"minis_put_aside"`
-	NetnsRun          *ebpf.VariableSpec `ebpf:"netns_run"`
-	RecordAll         *ebpf.VariableSpec `ebpf:"record_all"`
-	RecordReasons     *ebpf.VariableSpec `ebpf:"record_reasons"`
-	RecordSlowNs      *ebpf.VariableSpec `ebpf:"record_slow_ns"`
-	RecordsAtTimeWait *ebpf.VariableSpec `ebpf:"records_at_time_wait"`
-	RecordsOn         *ebpf.VariableSpec `ebpf:"records_on"`
-	Settled           *ebpf.VariableSpec `ebpf:"settled"`
-	Symbols           *ebpf.VariableSpec `ebpf:"symbols"`
-	Tier              *ebpf.VariableSpec `ebpf:"tier"`
-	UnfollowedLive    *ebpf.VariableSpec `ebpf:"unfollowed_live"`
-	UnusedConn        *ebpf.VariableSpec `ebpf:"unused_conn"`
-	UnusedEvidence    *ebpf.VariableSpec `ebpf:"unused_evidence"`
-	UnusedFlags       *ebpf.VariableSpec `ebpf:"unused_flags"`
-	UnusedNetnsFile   *ebpf.VariableSpec `ebpf:"unused_netns_file"`
-	UnusedOrigin      *ebpf.VariableSpec `ebpf:"unused_origin"`
-	UnusedReason      *ebpf.VariableSpec `ebpf:"unused_reason"`
-	UnusedRole        *ebpf.VariableSpec `ebpf:"unused_role"`
-	UnusedSide        *ebpf.VariableSpec `ebpf:"unused_side"`
-	UnusedState       *ebpf.VariableSpec `ebpf:"unused_state"`
-	UnusedSymbol      *ebpf.VariableSpec `ebpf:"unused_symbol"`
-	WalkClaimed       *ebpf.VariableSpec `ebpf:"walk_claimed"`
-	WalkSeen          *ebpf.VariableSpec `ebpf:"walk_seen"`
-	Watching          *ebpf.VariableSpec `ebpf:"watching"`
+	Attached           *ebpf.VariableSpec `ebpf:"attached"`
+	CallForm           *ebpf.VariableSpec `ebpf:"call_form"`
+	CanKeepCpu         *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
+	FilterAddr         *ebpf.VariableSpec `ebpf:"filter_addr"`
+	FilterAddrLen      *ebpf.VariableSpec `ebpf:"filter_addr_len"`
+	FilterByLport      *ebpf.VariableSpec `ebpf:"filter_by_lport"`
+	FilterByPort       *ebpf.VariableSpec `ebpf:"filter_by_port"`
+	FilterByRport      *ebpf.VariableSpec `ebpf:"filter_by_rport"`
+	FilterCgroup       *ebpf.VariableSpec `ebpf:"filter_cgroup"`
+	FilterCgroupLen    *ebpf.VariableSpec `ebpf:"filter_cgroup_len"`
+	FilterComm         *ebpf.VariableSpec `ebpf:"filter_comm"`
+	FilterCommLen      *ebpf.VariableSpec `ebpf:"filter_comm_len"`
+	FilterFamily       *ebpf.VariableSpec `ebpf:"filter_family"`
+	FilterLport        *ebpf.VariableSpec `ebpf:"filter_lport"`
+	FilterNetns        *ebpf.VariableSpec `ebpf:"filter_netns"`
+	FilterNetnsLen     *ebpf.VariableSpec `ebpf:"filter_netns_len"`
+	FilterPid          *ebpf.VariableSpec `ebpf:"filter_pid"`
+	FilterPidLen       *ebpf.VariableSpec `ebpf:"filter_pid_len"`
+	FilterPort         *ebpf.VariableSpec `ebpf:"filter_port"`
+	FilterRport        *ebpf.VariableSpec `ebpf:"filter_rport"`
+	FilterTransition   *ebpf.VariableSpec `ebpf:"filter_transition"`
+	FilterUid          *ebpf.VariableSpec `ebpf:"filter_uid"`
+	FilterUidLen       *ebpf.VariableSpec `ebpf:"filter_uid_len"`
+	GaugeInserts       *ebpf.VariableSpec `ebpf:"gauge_inserts"`
+	JiffyNs            *ebpf.VariableSpec `ebpf:"jiffy_ns"`
+	Migrations         *ebpf.VariableSpec `ebpf:"migrations"`
+	MinisPutAside      *ebpf.VariableSpec `ebpf:"minis_put_aside"`
+	NetnsRun           *ebpf.VariableSpec `ebpf:"netns_run"`
+	NoEvents           *ebpf.VariableSpec `ebpf:"no_events"`
+	ProfileBy          *ebpf.VariableSpec `ebpf:"profile_by"`
+	ProfilesFull       *ebpf.VariableSpec `ebpf:"profiles_full"`
+	RecordAll          *ebpf.VariableSpec `ebpf:"record_all"`
+	RecordReasons      *ebpf.VariableSpec `ebpf:"record_reasons"`
+	RecordSlowNs       *ebpf.VariableSpec `ebpf:"record_slow_ns"`
+	RecordsAtTimeWait  *ebpf.VariableSpec `ebpf:"records_at_time_wait"`
+	RecordsOn          *ebpf.VariableSpec `ebpf:"records_on"`
+	Settled            *ebpf.VariableSpec `ebpf:"settled"`
+	Symbols            *ebpf.VariableSpec `ebpf:"symbols"`
+	Tier               *ebpf.VariableSpec `ebpf:"tier"`
+	UnfollowedLive     *ebpf.VariableSpec `ebpf:"unfollowed_live"`
+	UnusedConn         *ebpf.VariableSpec `ebpf:"unused_conn"`
+	UnusedEvidence     *ebpf.VariableSpec `ebpf:"unused_evidence"`
+	UnusedFlags        *ebpf.VariableSpec `ebpf:"unused_flags"`
+	UnusedNetnsFile    *ebpf.VariableSpec `ebpf:"unused_netns_file"`
+	UnusedOrigin       *ebpf.VariableSpec `ebpf:"unused_origin"`
+	UnusedProfileBy    *ebpf.VariableSpec `ebpf:"unused_profile_by"`
+	UnusedProfileGroup *ebpf.VariableSpec `ebpf:"unused_profile_group"`
+	UnusedReason       *ebpf.VariableSpec `ebpf:"unused_reason"`
+	UnusedRole         *ebpf.VariableSpec `ebpf:"unused_role"`
+	UnusedSide         *ebpf.VariableSpec `ebpf:"unused_side"`
+	UnusedState        *ebpf.VariableSpec `ebpf:"unused_state"`
+	UnusedSymbol       *ebpf.VariableSpec `ebpf:"unused_symbol"`
+	WalkClaimed        *ebpf.VariableSpec `ebpf:"walk_claimed"`
+	WalkSeen           *ebpf.VariableSpec `ebpf:"walk_seen"`
+	Watching           *ebpf.VariableSpec `ebpf:"watching"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -538,6 +589,7 @@ type bpfMaps struct {
 	Minis        *ebpf.Map `ebpf:"minis"`
 	MinisAside   *ebpf.Map `ebpf:"minis_aside"`
 	NetnsWritten *ebpf.Map `ebpf:"netns_written"`
+	Profiles     *ebpf.Map `ebpf:"profiles"`
 	Records      *ebpf.Map `ebpf:"records"`
 	Requests     *ebpf.Map `ebpf:"requests"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
@@ -559,6 +611,7 @@ func (m *bpfMaps) Close() error {
 		m.Minis,
 		m.MinisAside,
 		m.NetnsWritten,
+		m.Profiles,
 		m.Records,
 		m.Requests,
 		m.Scratch,
@@ -571,56 +624,61 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	Attached          *ebpf.Variable `ebpf:"attached"`
-	CallForm          *ebpf.Variable `ebpf:"call_form"`
-	CanKeepCpu        *ebpf.Variable `ebpf:"can_keep_cpu"`
-	FilterAddr        *ebpf.Variable `ebpf:"filter_addr"`
-	FilterAddrLen     *ebpf.Variable `ebpf:"filter_addr_len"`
-	FilterByLport     *ebpf.Variable `ebpf:"filter_by_lport"`
-	FilterByPort      *ebpf.Variable `ebpf:"filter_by_port"`
-	FilterByRport     *ebpf.Variable `ebpf:"filter_by_rport"`
-	FilterCgroup      *ebpf.Variable `ebpf:"filter_cgroup"`
-	FilterCgroupLen   *ebpf.Variable `ebpf:"filter_cgroup_len"`
-	FilterComm        *ebpf.Variable `ebpf:"filter_comm"`
-	FilterCommLen     *ebpf.Variable `ebpf:"filter_comm_len"`
-	FilterFamily      *ebpf.Variable `ebpf:"filter_family"`
-	FilterLport       *ebpf.Variable `ebpf:"filter_lport"`
-	FilterNetns       *ebpf.Variable `ebpf:"filter_netns"`
-	FilterNetnsLen    *ebpf.Variable `ebpf:"filter_netns_len"`
-	FilterPid         *ebpf.Variable `ebpf:"filter_pid"`
-	FilterPidLen      *ebpf.Variable `ebpf:"filter_pid_len"`
-	FilterPort        *ebpf.Variable `ebpf:"filter_port"`
-	FilterRport       *ebpf.Variable `ebpf:"filter_rport"`
-	FilterTransition  *ebpf.Variable `ebpf:"filter_transition"`
-	FilterUid         *ebpf.Variable `ebpf:"filter_uid"`
-	FilterUidLen      *ebpf.Variable `ebpf:"filter_uid_len"`
-	GaugeInserts      *ebpf.Variable `ebpf:"gauge_inserts"`
-	JiffyNs           *ebpf.Variable `ebpf:"jiffy_ns"`
-	Migrations        *ebpf.Variable `ebpf:"migrations"`
-	MinisPutAside     *ebpf.Variable `ebpf:"minis_put_aside"`
-	NetnsRun          *ebpf.Variable `ebpf:"netns_run"`
-	RecordAll         *ebpf.Variable `ebpf:"record_all"`
-	RecordReasons     *ebpf.Variable `ebpf:"record_reasons"`
-	RecordSlowNs      *ebpf.Variable `ebpf:"record_slow_ns"`
-	RecordsAtTimeWait *ebpf.Variable `ebpf:"records_at_time_wait"`
-	RecordsOn         *ebpf.Variable `ebpf:"records_on"`
-	Settled           *ebpf.Variable `ebpf:"settled"`
-	Symbols           *ebpf.Variable `ebpf:"symbols"`
-	Tier              *ebpf.Variable `ebpf:"tier"`
-	UnfollowedLive    *ebpf.Variable `ebpf:"unfollowed_live"`
-	UnusedConn        *ebpf.Variable `ebpf:"unused_conn"`
-	UnusedEvidence    *ebpf.Variable `ebpf:"unused_evidence"`
-	UnusedFlags       *ebpf.Variable `ebpf:"unused_flags"`
-	UnusedNetnsFile   *ebpf.Variable `ebpf:"unused_netns_file"`
-	UnusedOrigin      *ebpf.Variable `ebpf:"unused_origin"`
-	UnusedReason      *ebpf.Variable `ebpf:"unused_reason"`
-	UnusedRole        *ebpf.Variable `ebpf:"unused_role"`
-	UnusedSide        *ebpf.Variable `ebpf:"unused_side"`
-	UnusedState       *ebpf.Variable `ebpf:"unused_state"`
-	UnusedSymbol      *ebpf.Variable `ebpf:"unused_symbol"`
-	WalkClaimed       *ebpf.Variable `ebpf:"walk_claimed"`
-	WalkSeen          *ebpf.Variable `ebpf:"walk_seen"`
-	Watching          *ebpf.Variable `ebpf:"watching"`
+	Attached           *ebpf.Variable `ebpf:"attached"`
+	CallForm           *ebpf.Variable `ebpf:"call_form"`
+	CanKeepCpu         *ebpf.Variable `ebpf:"can_keep_cpu"`
+	FilterAddr         *ebpf.Variable `ebpf:"filter_addr"`
+	FilterAddrLen      *ebpf.Variable `ebpf:"filter_addr_len"`
+	FilterByLport      *ebpf.Variable `ebpf:"filter_by_lport"`
+	FilterByPort       *ebpf.Variable `ebpf:"filter_by_port"`
+	FilterByRport      *ebpf.Variable `ebpf:"filter_by_rport"`
+	FilterCgroup       *ebpf.Variable `ebpf:"filter_cgroup"`
+	FilterCgroupLen    *ebpf.Variable `ebpf:"filter_cgroup_len"`
+	FilterComm         *ebpf.Variable `ebpf:"filter_comm"`
+	FilterCommLen      *ebpf.Variable `ebpf:"filter_comm_len"`
+	FilterFamily       *ebpf.Variable `ebpf:"filter_family"`
+	FilterLport        *ebpf.Variable `ebpf:"filter_lport"`
+	FilterNetns        *ebpf.Variable `ebpf:"filter_netns"`
+	FilterNetnsLen     *ebpf.Variable `ebpf:"filter_netns_len"`
+	FilterPid          *ebpf.Variable `ebpf:"filter_pid"`
+	FilterPidLen       *ebpf.Variable `ebpf:"filter_pid_len"`
+	FilterPort         *ebpf.Variable `ebpf:"filter_port"`
+	FilterRport        *ebpf.Variable `ebpf:"filter_rport"`
+	FilterTransition   *ebpf.Variable `ebpf:"filter_transition"`
+	FilterUid          *ebpf.Variable `ebpf:"filter_uid"`
+	FilterUidLen       *ebpf.Variable `ebpf:"filter_uid_len"`
+	GaugeInserts       *ebpf.Variable `ebpf:"gauge_inserts"`
+	JiffyNs            *ebpf.Variable `ebpf:"jiffy_ns"`
+	Migrations         *ebpf.Variable `ebpf:"migrations"`
+	MinisPutAside      *ebpf.Variable `ebpf:"minis_put_aside"`
+	NetnsRun           *ebpf.Variable `ebpf:"netns_run"`
+	NoEvents           *ebpf.Variable `ebpf:"no_events"`
+	ProfileBy          *ebpf.Variable `ebpf:"profile_by"`
+	ProfilesFull       *ebpf.Variable `ebpf:"profiles_full"`
+	RecordAll          *ebpf.Variable `ebpf:"record_all"`
+	RecordReasons      *ebpf.Variable `ebpf:"record_reasons"`
+	RecordSlowNs       *ebpf.Variable `ebpf:"record_slow_ns"`
+	RecordsAtTimeWait  *ebpf.Variable `ebpf:"records_at_time_wait"`
+	RecordsOn          *ebpf.Variable `ebpf:"records_on"`
+	Settled            *ebpf.Variable `ebpf:"settled"`
+	Symbols            *ebpf.Variable `ebpf:"symbols"`
+	Tier               *ebpf.Variable `ebpf:"tier"`
+	UnfollowedLive     *ebpf.Variable `ebpf:"unfollowed_live"`
+	UnusedConn         *ebpf.Variable `ebpf:"unused_conn"`
+	UnusedEvidence     *ebpf.Variable `ebpf:"unused_evidence"`
+	UnusedFlags        *ebpf.Variable `ebpf:"unused_flags"`
+	UnusedNetnsFile    *ebpf.Variable `ebpf:"unused_netns_file"`
+	UnusedOrigin       *ebpf.Variable `ebpf:"unused_origin"`
+	UnusedProfileBy    *ebpf.Variable `ebpf:"unused_profile_by"`
+	UnusedProfileGroup *ebpf.Variable `ebpf:"unused_profile_group"`
+	UnusedReason       *ebpf.Variable `ebpf:"unused_reason"`
+	UnusedRole         *ebpf.Variable `ebpf:"unused_role"`
+	UnusedSide         *ebpf.Variable `ebpf:"unused_side"`
+	UnusedState        *ebpf.Variable `ebpf:"unused_state"`
+	UnusedSymbol       *ebpf.Variable `ebpf:"unused_symbol"`
+	WalkClaimed        *ebpf.Variable `ebpf:"walk_claimed"`
+	WalkSeen           *ebpf.Variable `ebpf:"walk_seen"`
+	Watching           *ebpf.Variable `ebpf:"watching"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

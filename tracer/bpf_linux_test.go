@@ -226,9 +226,8 @@ func BenchmarkEvents(b *testing.B) {
 	}
 }
 
-// The verifier takes the largest filter too.
-func TestFullestFilterLoads(t *testing.T) {
-	requireRoot(t)
+// fullestFilter has as much of everything as there may be.
+func fullestFilter() Filter {
 	f := Filter{
 		Ports:       []PortRange{{1, 65535}},
 		LocalPorts:  []PortRange{{1, 65535}},
@@ -243,8 +242,15 @@ func TestFullestFilterLoads(t *testing.T) {
 		f.Comms = append(f.Comms, string(rune('a'+i)))
 		f.Cgroups = append(f.Cgroups, uint64(i+1))
 	}
-	tracer, err := New(&Options{Filter: f})
+	return f
+}
+
+// The verifier takes the largest filter too.
+func TestFullestFilterLoads(t *testing.T) {
+	requireRoot(t)
+	tracer, err := New(&Options{Filter: fullestFilter()})
 	qt.Assert(t, qt.IsNil(err))
+	t.Log(verified(t, tracer))
 	qt.Assert(t, qt.IsNil(tracer.Close()))
 }
 

@@ -88,6 +88,7 @@ const (
 	bpfTestMapMigrated         = "migrated"
 	bpfTestMapMinis            = "minis"
 	bpfTestMapMinisAside       = "minis_aside"
+	bpfTestMapProfiles         = "profiles"
 	bpfTestMapRequests         = "requests"
 	bpfTestMapScratch          = "scratch"
 	bpfTestMapWatch            = "watch"
@@ -116,6 +117,9 @@ const (
 	bpfTestVarFilterUidLen     = "filter_uid_len"
 	bpfTestVarMigrations       = "migrations"
 	bpfTestVarMinisPutAside    = "minis_put_aside"
+	bpfTestVarNoEvents         = "no_events"
+	bpfTestVarProfileBy        = "profile_by"
+	bpfTestVarProfilesFull     = "profiles_full"
 	bpfTestVarSettled          = "settled"
 	bpfTestVarTier             = "tier"
 	bpfTestVarUnfollowedLive   = "unfollowed_live"
@@ -184,6 +188,7 @@ type bpfTestMapSpecs struct {
 	Migrated   *ebpf.MapSpec `ebpf:"migrated"`
 	Minis      *ebpf.MapSpec `ebpf:"minis"`
 	MinisAside *ebpf.MapSpec `ebpf:"minis_aside"`
+	Profiles   *ebpf.MapSpec `ebpf:"profiles"`
 	Requests   *ebpf.MapSpec `ebpf:"requests"`
 	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
 	Watch      *ebpf.MapSpec `ebpf:"watch"`
@@ -216,6 +221,9 @@ type bpfTestVariableSpecs struct {
 	FilterUidLen     *ebpf.VariableSpec `ebpf:"filter_uid_len"`
 	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
 	MinisPutAside    *ebpf.VariableSpec `ebpf:"minis_put_aside"`
+	NoEvents         *ebpf.VariableSpec `ebpf:"no_events"`
+	ProfileBy        *ebpf.VariableSpec `ebpf:"profile_by"`
+	ProfilesFull     *ebpf.VariableSpec `ebpf:"profiles_full"`
 	Settled          *ebpf.VariableSpec `ebpf:"settled"`
 	Tier             *ebpf.VariableSpec `ebpf:"tier"`
 	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
@@ -254,6 +262,7 @@ type bpfTestMaps struct {
 	Migrated   *ebpf.Map `ebpf:"migrated"`
 	Minis      *ebpf.Map `ebpf:"minis"`
 	MinisAside *ebpf.Map `ebpf:"minis_aside"`
+	Profiles   *ebpf.Map `ebpf:"profiles"`
 	Requests   *ebpf.Map `ebpf:"requests"`
 	Scratch    *ebpf.Map `ebpf:"scratch"`
 	Watch      *ebpf.Map `ebpf:"watch"`
@@ -271,6 +280,7 @@ func (m *bpfTestMaps) Close() error {
 		m.Migrated,
 		m.Minis,
 		m.MinisAside,
+		m.Profiles,
 		m.Requests,
 		m.Scratch,
 		m.Watch,
@@ -304,6 +314,9 @@ type bpfTestVariables struct {
 	FilterUidLen     *ebpf.Variable `ebpf:"filter_uid_len"`
 	Migrations       *ebpf.Variable `ebpf:"migrations"`
 	MinisPutAside    *ebpf.Variable `ebpf:"minis_put_aside"`
+	NoEvents         *ebpf.Variable `ebpf:"no_events"`
+	ProfileBy        *ebpf.Variable `ebpf:"profile_by"`
+	ProfilesFull     *ebpf.Variable `ebpf:"profiles_full"`
 	Settled          *ebpf.Variable `ebpf:"settled"`
 	Tier             *ebpf.Variable `ebpf:"tier"`
 	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`

@@ -227,6 +227,7 @@ func size(spec *ebpf.CollectionSpec, opts *Options) error {
 	if opts.NoTransitions {
 		spec.Maps["events"].MaxEntries = uint32(os.Getpagesize())
 	}
+	spec.Maps[profileMap].MaxEntries = opts.Profile.size(cpus)
 	return nil
 }
 
@@ -251,11 +252,10 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbol
 	}
 	values := opts.Filter.constants()
 	maps.Copy(values, opts.Conns.constants())
-	if opts.NoTransitions {
-		values["filter_transition"] = [numStates]uint16{}
-	}
+	values["no_events"] = opts.NoTransitions
 	values["jiffy_ns"] = jiffy
 	values["tier"] = uint8(with.evidence)
+	values["profile_by"] = opts.Profile.constant()
 	values["symbols"] = *syms
 	values["call_form"] = callForm()
 	if values["can_keep_cpu"], err = kernelHas("bpf_preempt_disable"); err != nil {

@@ -33,7 +33,7 @@ type Options struct {
 	Evidence Evidence
 
 	// NoTransitions switches the events off: Events yields none. Everything is
-	// counted all the same.
+	// counted all the same, and Profile kept.
 	NoTransitions bool
 
 	// Conns has the tracer tell of connections when they have ended (see
@@ -46,6 +46,11 @@ type Options struct {
 	// own totals, and put right where they differ (see [Tracer.Audit]).
 	// Default 30 seconds; a negative value means never.
 	AuditInterval time.Duration
+
+	// Profile asks for histograms of how long sockets stay in each state, see
+	// [Tracer.Profile]. Default nil, for none: they take 5 MiB of the kernel's
+	// memory, and some time at each transition.
+	Profile *ProfileOptions
 }
 
 // Filter chooses transitions. Every field that is set must match; a field
@@ -118,6 +123,9 @@ func (o *Options) validate() error {
 	}
 	if o.Evidence > EvidenceProbe {
 		return fmt.Errorf("unknown evidence %d", o.Evidence)
+	}
+	if o.Profile != nil && o.Profile.By >= numProfileDimensions {
+		return fmt.Errorf("unknown profile dimension %d", o.Profile.By)
 	}
 	return errors.Join(o.Filter.validate(), o.Conns.validate())
 }

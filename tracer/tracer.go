@@ -131,6 +131,10 @@ type Ledger struct {
 	// SweepFailed is the number of times that the mini-sockets that tell
 	// nothing themselves could not be looked at; it is done again soon after.
 	SweepFailed uint64
+	// ProfileFull is the number of dwell times, known or not, that found no
+	// histogram of their own among the 8192 of a profile: they are in the one
+	// of their state in GroupOthers.
+	ProfileFull uint64
 }
 
 // Lost returns the number of transitions that passed the filter, or may have,

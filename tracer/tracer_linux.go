@@ -35,11 +35,12 @@ const SweepInterval = 200 * time.Millisecond
 // objects that nothing else keeps: when the process ends, in whatever way, the
 // kernel removes them.
 type Tracer struct {
-	coll   *ebpf.Collection
-	tier   tier
-	events *ringbuf.Reader // of transitions
-	conns  *ringbuf.Reader // of connections that have ended
-	decode atomic.Uint64
+	coll    *ebpf.Collection
+	tier    tier
+	profile *ProfileOptions // nil if none is kept
+	events  *ringbuf.Reader // of transitions
+	conns   *ringbuf.Reader // of connections that have ended
+	decode  atomic.Uint64
 
 	// watching is the kernel's count of mini-sockets that need a sweep.
 	watching *ebpf.Variable
@@ -95,7 +96,7 @@ func start(opts *Options, with tier, syms *symbols) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{coll: coll, tier: with, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
+	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	t.auditor.init(t)
 	if err := t.attach(); err != nil {
@@ -113,6 +114,9 @@ func (t *Tracer) attach() error {
 	var err error
 	if err = t.coll.Maps["gauges"].Put(uint64(0), make([]bpfFinwaitGauge, ebpf.MustPossibleCPU())); err != nil {
 		return fmt.Errorf("make the row for namespaces without one: %w", err)
+	}
+	if err = t.profile.makeOthers(t.coll.Maps[profileMap]); err != nil {
+		return err
 	}
 	if t.events, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
 		return fmt.Errorf("open ring buffer: %w", err)
@@ -303,6 +307,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 		l.ConnsEmitted += cpu.RecordsTold
 		l.ConnsLost += cpu.RecordsLost
 		l.ConnsPartial += cpu.RecordsFull
+		l.ProfileFull += cpu.ProfileFull
 	}
 	skipped, err := t.skipped()
 	l.Recursion += skipped

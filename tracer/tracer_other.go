@@ -55,6 +55,9 @@ func (*Tracer) Counters() (Counters, error) { return Counters{}, ErrNotSupported
 // Ledger returns [ErrNotSupported].
 func (*Tracer) Ledger() (Ledger, error) { return Ledger{}, ErrNotSupported }
 
+// Profile returns [ErrNotSupported].
+func (*Tracer) Profile() (*Profile, error) { return nil, ErrNotSupported }
+
 // Detach does nothing.
 func (*Tracer) Detach() error { return nil }
 

@@ -47,6 +47,14 @@ func writeNotes(w io.Writer, notes []note) {
 	}
 }
 
+// missed are the transitions that the tracer knows nothing of.
+func missed(l *tracer.Ledger) []note {
+	return []note{
+		{l.Recursion, "lost: no program was run for them, since the kernel skips one that interrupts itself on one CPU"},
+		{l.UnknownState, "lost: a state that this version does not know"},
+	}
+}
+
 // impairments are what made the tracer know less than it could have.
 func impairments(l *tracer.Ledger) []note {
 	return []note{
@@ -62,6 +70,7 @@ func impairments(l *tracer.Ledger) []note {
 		{l.Stale, "mini-sockets or half-open connections whose end was missed"},
 		{l.Corrected, "sockets by which the gauges differed from the kernel's; they were put right"},
 		{l.SweepFailed, "times that the kernel's sockets could not be looked at when due"},
+		{l.ProfileFull, "times went into the histograms for others: there are more services, ports, cgroups or processes than there is room for"},
 		{l.SYNCookies, "connections were opened by a SYN cookie, without a half-open state"},
 	}
 }

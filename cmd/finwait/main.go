@@ -93,11 +93,12 @@ before; and how many sockets are in each state now.`,
   finwait conns --slow ESTABLISHED:10s        one record per connection, of those that were slow
   finwait count                               sockets in each state
   finwait count --by process --watch 1s
+  finwait profile --duration 1m               how long sockets stay in each state
   finwait explain CLOSE_WAIT
   finwait features                            whether and how it works on this host`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newExplainCommand(), newFeaturesCommand())
+	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newExplainCommand(), newFeaturesCommand())
 	return root
 }

@@ -60,12 +60,10 @@ var transitions = stream[tracer.Event]{
 	account: func(l *tracer.Ledger) account {
 		return account{
 			seen: l.Seen, emitted: l.Emitted, matched: l.Emitted + l.RingFull + l.NotHeld, lost: l.Lost(),
-			notes: []note{
+			notes: append([]note{
 				{l.RingFull, "lost: the buffer was full (give it more with --buffer); they are counted all the same"},
 				{l.NotHeld, "lost: the kernel refused memory to hold them until the socket has its addresses"},
-				{l.Recursion, "lost: no program was run for them, since the kernel skips one that interrupts itself on one CPU"},
-				{l.UnknownState, "lost: a state that this version does not know"},
-			},
+			}, missed(l)...),
 		}
 	},
 }
