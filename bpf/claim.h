@@ -43,6 +43,8 @@ static __always_inline void claim_socket(struct sock *sk)
 		ledger_add(storage_failed);
 		return;
 	}
+	if (!settled)
+		take_holder(sk, c);
 	if (c->claimed)
 		return;
 	c->state = state;

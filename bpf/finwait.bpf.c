@@ -24,6 +24,7 @@
 #include "mini.h"
 #include "timer.h"
 #include "probe.h"
+#include "owners.h"
 #include "claim.h"
 #include "namespaces.h"
 

@@ -55,6 +55,7 @@ enum finwait_origin {
 	ORIGIN_UNKNOWN,
 	ORIGIN_CONNECT,
 	ORIGIN_LISTEN,
+	ORIGIN_SNAPSHOT, /* it had the socket open when the tracer began */
 };
 
 enum finwait_role {

@@ -10,6 +10,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP 6
+#define SOCK_STREAM 1
 
 /* include/uapi/linux/magic.h */
 #define NSFS_MAGIC 0x6e736673
@@ -112,6 +113,7 @@ typedef struct {
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
@@ -176,10 +178,21 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+/* include/linux/uidgid_types.h, include/linux/cred.h */
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct cred {
+	kuid_t uid;
+};
+
 /* include/linux/sched.h */
 struct task_struct {
 	int tgid;
+	__u64 start_time;
 	struct task_struct *group_leader;
+	const struct cred *cred;
 	struct css_set *cgroups;
 	char comm[COMM_LEN];
 };
@@ -201,6 +214,7 @@ struct inode {
 
 struct file {
 	struct inode *f_inode;
+	const struct cred *f_cred;
 };
 
 struct socket {

@@ -87,15 +87,19 @@ func (a *auditor) correction(cookie uint64) correction {
 	return a.corrections[cookie]
 }
 
-// claim puts every socket that is older than the tracer into the gauges.
+// claim puts every socket that is older than the tracer into the gauges, and
+// gives it the owner that has it open.
 func (a *auditor) claim(ctx context.Context) error {
 	a.auditing.Lock()
 	defer a.auditing.Unlock()
-	var missed CensusMissed
-	err := a.eachNetns(ctx, &missed, func(*netns) error {
-		_, err := a.walk()
-		return err
-	})
+	_, err := a.t.runIter(holdersProgram)
+	if err == nil {
+		var missed CensusMissed
+		err = a.eachNetns(ctx, &missed, func(*netns) error {
+			_, err := a.walk()
+			return err
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("count the sockets that are there: %w", err)
 	}

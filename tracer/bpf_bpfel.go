@@ -105,9 +105,10 @@ type bpfFinwaitNetnsFile struct {
 type bpfFinwaitOrigin uint32
 
 const (
-	bpfFinwaitOriginORIGIN_UNKNOWN bpfFinwaitOrigin = 0
-	bpfFinwaitOriginORIGIN_CONNECT bpfFinwaitOrigin = 1
-	bpfFinwaitOriginORIGIN_LISTEN  bpfFinwaitOrigin = 2
+	bpfFinwaitOriginORIGIN_UNKNOWN  bpfFinwaitOrigin = 0
+	bpfFinwaitOriginORIGIN_CONNECT  bpfFinwaitOrigin = 1
+	bpfFinwaitOriginORIGIN_LISTEN   bpfFinwaitOrigin = 2
+	bpfFinwaitOriginORIGIN_SNAPSHOT bpfFinwaitOrigin = 3
 )
 
 type bpfFinwaitRange struct {
@@ -190,6 +191,7 @@ const (
 	bpfMapEvents                 = "events"
 	bpfMapGauges                 = "gauges"
 	bpfMapHandoff                = "handoff"
+	bpfMapHolders                = "holders"
 	bpfMapLedger                 = "ledger"
 	bpfMapMatrix                 = "matrix"
 	bpfMapMigrated               = "migrated"
@@ -203,6 +205,7 @@ const (
 	bpfProgAuditRequests         = "audit_requests"
 	bpfProgClaim                 = "claim"
 	bpfProgCompleteHashdance     = "complete_hashdance"
+	bpfProgFindHolders           = "find_holders"
 	bpfProgFindNetns             = "find_netns"
 	bpfProgMigrateSock           = "migrate_sock"
 	bpfProgReqskDestructor4      = "reqsk_destructor4"
@@ -317,6 +320,7 @@ type bpfProgramSpecs struct {
 	AuditRequests         *ebpf.ProgramSpec `ebpf:"audit_requests"`
 	Claim                 *ebpf.ProgramSpec `ebpf:"claim"`
 	CompleteHashdance     *ebpf.ProgramSpec `ebpf:"complete_hashdance"`
+	FindHolders           *ebpf.ProgramSpec `ebpf:"find_holders"`
 	FindNetns             *ebpf.ProgramSpec `ebpf:"find_netns"`
 	MigrateSock           *ebpf.ProgramSpec `ebpf:"migrate_sock"`
 	ReqskDestructor4      *ebpf.ProgramSpec `ebpf:"reqsk_destructor4"`
@@ -352,6 +356,7 @@ type bpfMapSpecs struct {
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Gauges       *ebpf.MapSpec `ebpf:"gauges"`
 	Handoff      *ebpf.MapSpec `ebpf:"handoff"`
+	Holders      *ebpf.MapSpec `ebpf:"holders"`
 	Ledger       *ebpf.MapSpec `ebpf:"ledger"`
 	Matrix       *ebpf.MapSpec `ebpf:"matrix"`
 	Migrated     *ebpf.MapSpec `ebpf:"migrated"`
@@ -436,6 +441,7 @@ type bpfMaps struct {
 	Events       *ebpf.Map `ebpf:"events"`
 	Gauges       *ebpf.Map `ebpf:"gauges"`
 	Handoff      *ebpf.Map `ebpf:"handoff"`
+	Holders      *ebpf.Map `ebpf:"holders"`
 	Ledger       *ebpf.Map `ebpf:"ledger"`
 	Matrix       *ebpf.Map `ebpf:"matrix"`
 	Migrated     *ebpf.Map `ebpf:"migrated"`
@@ -454,6 +460,7 @@ func (m *bpfMaps) Close() error {
 		m.Events,
 		m.Gauges,
 		m.Handoff,
+		m.Holders,
 		m.Ledger,
 		m.Matrix,
 		m.Migrated,
@@ -522,6 +529,7 @@ type bpfPrograms struct {
 	AuditRequests         *ebpf.Program `ebpf:"audit_requests"`
 	Claim                 *ebpf.Program `ebpf:"claim"`
 	CompleteHashdance     *ebpf.Program `ebpf:"complete_hashdance"`
+	FindHolders           *ebpf.Program `ebpf:"find_holders"`
 	FindNetns             *ebpf.Program `ebpf:"find_netns"`
 	MigrateSock           *ebpf.Program `ebpf:"migrate_sock"`
 	ReqskDestructor4      *ebpf.Program `ebpf:"reqsk_destructor4"`
@@ -554,6 +562,7 @@ func (p *bpfPrograms) Close() error {
 		p.AuditRequests,
 		p.Claim,
 		p.CompleteHashdance,
+		p.FindHolders,
 		p.FindNetns,
 		p.MigrateSock,
 		p.ReqskDestructor4,

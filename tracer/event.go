@@ -78,7 +78,9 @@ func (f Family) String() string {
 
 // Owner is the process that opened a socket by connect or listen; a socket
 // that a listener accepted has the listener's owner. It is the process as it
-// was at that call, which may have ended since.
+// was at that call, which may have ended since. Of a socket that is older than
+// the tracer it is the process that had it open when the tracer began, among
+// those that the tracer's PID namespace shows.
 type Owner struct {
 	// Origin says how the owner was learnt. If it is OriginUnknown, no other
 	// field is valid.
@@ -122,9 +124,13 @@ const (
 	// OriginListen is the process that called listen, or for an accepted
 	// socket the process that called listen on its listener.
 	OriginListen
+	// OriginSnapshot is a process that had the socket open when the tracer
+	// began: of several the one that opened it, if that can be told, and else
+	// the oldest. What such a listener accepts has its owner too.
+	OriginSnapshot
 )
 
-var originNames = [...]string{"unknown", "connect", "listen"}
+var originNames = [...]string{"unknown", "connect", "listen", "snapshot"}
 
 // String returns the origin as it stands in the JSON record, such as "connect".
 func (o Origin) String() string { return nameOf(originNames[:], uint8(o)) }

@@ -1,0 +1,212 @@
+package test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/finwait/finwait/test/internal/netns"
+	"github.com/finwait/finwait/tracer"
+)
+
+// TestOlderOwner has sockets that were there before the tracer: they are whose
+// process has them open, and so is what a listener among them accepts.
+func TestOlderOwner(t *testing.T) {
+	for _, family := range families {
+		t.Run(family.String(), func(t *testing.T) {
+			l := newLoop(t, family)
+			l.listen()
+			old := l.connectAll()
+			rec := record(t, nil)
+			self := snapshotOwner(t, os.Getpid())
+			want := walks{}
+			for _, p := range old {
+				l.closeInTurn(p.client, p.server)
+				want.add(p.client, clientThatClosesFirst[2:])
+				want.add(p.server, serverThatClosesLast[3:])
+			}
+			checkOlder(t, awaitWalks(rec, l.ns, want), self, tracer.RoleUnknown)
+
+			anew := []pair{l.connect(clientPort + connections)}
+			l.closeAll(anew, want)
+			l.close(l.listener)
+			want.add(l.listener, path(tracer.StateListen, tracer.StateClose))
+			awaitWalks(rec, l.ns, want)
+			sockets := walksOf(rec.stop())
+			checkOwners(t, sockets[anew[0].client.cookie])
+			checkOlder(t, sockets[anew[0].server.cookie], self, tracer.RoleServer)
+			checkOlder(t, sockets[l.listener.cookie], self, tracer.RoleServer)
+		})
+	}
+}
+
+// checkOlder expects that owner and role, and a dwell of all but the first
+// state that was seen.
+func checkOlder(t *testing.T, events []tracer.Event, owner tracer.Owner, role tracer.Role) {
+	t.Helper()
+	for _, walk := range walksOf(events) {
+		checkDwell(t, walk)
+	}
+	for _, ev := range events {
+		qt.Check(t, qt.Equals(ev.Owner, owner), qt.Commentf("%v of %s", ev.Transition, ev.Owner.Comm()))
+		qt.Check(t, qt.Equals(ev.Role, role), qt.Commentf("%v", ev.Transition))
+	}
+}
+
+// TestOlderOrphan has sockets that were there before the tracer, and that
+// nobody has open.
+func TestOlderOrphan(t *testing.T) {
+	l, r := newRemoteLoop(t, tracer.FamilyIPv4)
+	l.listen()
+	want := walks{}
+	eachPort(func(port uint16) {
+		r.syn(port)
+		r.ack(port)
+		fd := l.acceptIn()
+		e := end{fd: fd, cookie: l.cookie(fd)}
+		l.close(e)
+		want.add(e, path(tracer.StateFinWait1, tracer.StateClose))
+	})
+	rec := record(t, nil)
+	eachPort(func(port uint16) { r.segment(port, flagRST|flagACK, remoteISN+1, r.awaitSynAck(port)+2) })
+	checkOlder(t, awaitWalks(rec, l.ns, want), tracer.Owner{}, tracer.RoleUnknown)
+	rec.stop()
+}
+
+// several is a way in which more than one process comes by a socket, or another
+// than the one that opened it.
+type several struct {
+	name string
+	// make makes a connection, and returns its client and who owns it.
+	make func(l *loop) (pair, tracer.Owner)
+}
+
+var severals = []several{
+	{"inherited", func(l *loop) (pair, tracer.Owner) {
+		p := l.connect(0)
+		newHolder(l, holderKeep, p.client.fd)
+		return p, snapshotOwner(l.t, os.Getpid())
+	}},
+	{"inherited and closed", func(l *loop) (pair, tracer.Owner) {
+		p := l.connect(0)
+		h := newHolder(l, holderKeep, p.client.fd)
+		l.close(p.client)
+		return p, h.owner()
+	}},
+	{"passed", func(l *loop) (pair, tracer.Owner) {
+		p := l.connect(0)
+		newHolder(l, holderTake).give(p.client.fd)
+		return p, snapshotOwner(l.t, os.Getpid())
+	}},
+	{"passed and closed", func(l *loop) (pair, tracer.Owner) {
+		p := l.connect(0)
+		h := newHolder(l, holderTake)
+		h.give(p.client.fd)
+		l.close(p.client)
+		return p, h.owner()
+	}},
+	{"passed to two and closed", func(l *loop) (pair, tracer.Owner) {
+		p := l.connect(0)
+		older := newHolder(l, holderTake)
+		newHolder(l, holderTake).give(p.client.fd)
+		older.give(p.client.fd)
+		l.close(p.client)
+		return p, older.owner()
+	}},
+	{"passed to an older process", func(l *loop) (pair, tracer.Owner) {
+		h, p := opened(l)
+		return p, h.owner()
+	}},
+	{"passed to an older process and closed", func(l *loop) (pair, tracer.Owner) {
+		h, p := opened(l)
+		h.end()
+		return p, snapshotOwner(l.t, os.Getpid())
+	}},
+}
+
+// opened has a holder open a connection and pass its client to this process.
+func opened(l *loop) (h *holder, p pair) {
+	h = newHolder(l, holderOpen)
+	p.client.fd = h.take()
+	p.client.cookie = l.cookie(p.client.fd)
+	p.server.fd = l.acceptIn()
+	return h, p
+}
+
+func TestOlderOwnerOfSeveral(t *testing.T) {
+	netns.RequireRoot(t)
+	type made struct {
+		pair
+		owner tracer.Owner
+		l     *loop
+	}
+	var all []made
+	for _, s := range severals {
+		l := newLoop(t, tracer.FamilyIPv4)
+		l.listen()
+		p, owner := s.make(l)
+		all = append(all, made{p, owner, l})
+	}
+	rec := record(t, nil)
+	for i, m := range all {
+		t.Run(severals[i].name, func(t *testing.T) {
+			m.l.close(m.server)
+			closes := func(ev *tracer.Event) bool { return ev.Cookie == m.client.cookie }
+			events := rec.await(1, patience, closes)
+			qt.Check(t, qt.DeepEquals(transitions(events), path(tracer.StateEstablished, tracer.StateCloseWait)))
+			checkOlder(t, events, m.owner, tracer.RoleUnknown)
+		})
+	}
+	rec.stop()
+}
+
+// TestOlderFilters has filters by owner choose between sockets that were there
+// before: the clients are a holder's, the servers this process's.
+func TestOlderFilters(t *testing.T) {
+	l := newLoop(t, tracer.FamilyIPv4)
+	l.listen()
+	all := l.connectAll()
+	var fds []int
+	for _, p := range all {
+		fds = append(fds, p.client.fd)
+	}
+	h := newHolder(l, holderKeep, fds...)
+	for _, p := range all {
+		l.close(p.client)
+	}
+	const closesFirst = 2 // ESTABLISHED→FIN_WAIT1→FIN_WAIT2, then there is a mini-socket
+	cases := []struct {
+		name   string
+		filter tracer.Filter
+		want   int
+	}{
+		{"pid of the holder", tracer.Filter{PIDs: []uint32{uint32(h.cmd.Process.Pid)}}, connections},
+		{"comm of the holder", tracer.Filter{Comms: []string{holderComm}}, connections},
+		{"comm of this process", tracer.Filter{Comms: []string{string(commOf(t))}}, closesFirst * connections},
+		{"cgroup", tracer.Filter{Cgroups: []uint64{cgroupID(t, cgroupRoot(t))}}, (closesFirst + 1) * connections},
+		{"user", tracer.Filter{UIDs: []uint32{strangerUID}}, 0},
+		{"namespace", tracer.Filter{}, (closesFirst + 1) * connections},
+	}
+	var tracers []*tracer.Tracer
+	for _, c := range cases {
+		c.filter.Netns = []uint32{l.ns.Inode()}
+		c.filter.States = []tracer.State{tracer.StateCloseWait, tracer.StateFinWait1}
+		tr := newTracer(t, c.filter)
+		_, err := tr.Gauges(t.Context()) // returns when what was there is claimed
+		qt.Assert(t, qt.IsNil(err))
+		tracers = append(tracers, tr)
+	}
+	for _, p := range all {
+		l.close(p.server)
+	}
+	awaitEmitted(t, tracers[len(tracers)-1], cases[len(cases)-1].want)
+	for i, c := range cases {
+		t.Run(c.name, func(t *testing.T) { qt.Check(t, qt.HasLen(drain(t, tracers[i]), c.want)) })
+	}
+}
+
+func commOf(t *testing.T) []byte {
+	owner := snapshotOwner(t, os.Getpid())
+	return owner.Comm()
+}
