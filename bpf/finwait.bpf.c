@@ -25,6 +25,7 @@
 #include "timer.h"
 #include "probe.h"
 #include "owners.h"
+#include "stamps.h"
 #include "claim.h"
 #include "namespaces.h"
 

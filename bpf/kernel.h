@@ -147,10 +147,22 @@ struct inet_connection_sock {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u8 syn_data_acked : 1;
+	__u8 tcp_usec_ts : 1; /* since 6.7 */
+	__u32 packets_out;
+	__u32 retrans_stamp;
+};
+
+/* include/net/inet_sock.h, include/linux/tcp.h */
+struct inet_request_sock {
+	struct request_sock req;
+};
+
+struct tcp_request_sock {
+	struct inet_request_sock req;
+	__u64 snt_synack;
 };
 
 struct tcp_timewait_sock;
-struct tcp_request_sock;
 
 /* include/net/inet_timewait_sock.h */
 struct inet_timewait_sock {

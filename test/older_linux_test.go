@@ -1,10 +1,13 @@
 package test
 
 import (
+	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/finwait/finwait/test/internal/netns"
 	"github.com/finwait/finwait/tracer"
@@ -209,4 +212,110 @@ func TestOlderFilters(t *testing.T) {
 func commOf(t *testing.T) []byte {
 	owner := snapshotOwner(t, os.Getpid())
 	return owner.Comm()
+}
+
+// TestOlderHalfOpen has half-open connections that were there before the
+// tracer: the kernel knows to the microsecond since when.
+func TestOlderHalfOpen(t *testing.T) {
+	for _, family := range families {
+		t.Run(family.String(), func(t *testing.T) {
+			l, r := newRemoteLoop(t, family)
+			l.listen()
+			from := time.Now()
+			eachPort(r.syn)
+			eachPort(func(port uint16) { r.awaitSynAck(port) })
+			to := time.Now()
+			time.Sleep(1500 * time.Millisecond) // the answer is repeated after a second
+			rec := record(t, nil)
+			eachPort(func(port uint16) {
+				if port%2 == 0 {
+					r.rst(port)
+				} else {
+					r.ack(port)
+				}
+			})
+			ended := func(ev *tracer.Event) bool {
+				return ev.Netns == l.ns.Inode() && ev.Old == tracer.StateNewSynRecv
+			}
+			for _, ev := range rec.await(connections, patience, ended) {
+				checkSince(t, &ev, from, to)
+			}
+			rec.stop()
+		})
+	}
+}
+
+// TestOlderSynSent has connects that were there before the tracer, to a host
+// that does not answer.
+func TestOlderSynSent(t *testing.T) {
+	for _, family := range families {
+		t.Run(family.String(), func(t *testing.T) {
+			l, r := newRemoteLoop(t, family)
+			from := time.Now()
+			var clients []end
+			for range connections {
+				clients = append(clients, r.startConnect())
+			}
+			to := time.Now()
+			waiting := l.deferConnect()
+			time.Sleep(1500 * time.Millisecond) // the SYN is repeated after a second
+			rec := record(t, nil)
+			want := walks{}
+			for _, c := range append(clients, waiting) {
+				l.close(c)
+				want.add(c, path(tracer.StateSynSent, tracer.StateClose))
+			}
+			for _, ev := range awaitWalks(rec, l.ns, want) {
+				if ev.Cookie == waiting.cookie {
+					qt.Check(t, qt.IsFalse(ev.DwellKnown), qt.Commentf("it has sent no SYN"))
+					continue
+				}
+				checkSince(t, &ev, from, to)
+			}
+			rec.stop()
+		})
+	}
+}
+
+// startConnect begins to connect to the remote, which does not answer.
+func (r *remote) startConnect() (e end) {
+	r.l.t.Helper()
+	r.l.ns.Do(func() {
+		e.fd = r.l.socket()
+		r.l.must("non-blocking", unix.SetNonblock(e.fd, true))
+		if err := unix.Connect(e.fd, r.sockaddr()); err != unix.EINPROGRESS {
+			r.l.t.Fatalf("connect: %v", err)
+		}
+		e.cookie = r.l.cookie(e.fd)
+	})
+	return e
+}
+
+const silentPort = 9 // of the remote, where nothing answers
+
+func (r *remote) sockaddr() unix.Sockaddr {
+	return sockaddrOf(netip.AddrPortFrom(r.addr, silentPort))
+}
+
+// deferConnect makes a socket that is in SYN_SENT and sends its SYN with the
+// first data. It has been connected before, and has a stamp from then.
+func (l *loop) deferConnect() (e end) {
+	l.t.Helper()
+	l.listen()
+	p := l.connect(0)
+	l.ns.Do(func() {
+		l.awaitState(p.server, tracer.StateEstablished)
+		l.close(p.server)
+		_, err := unix.Read(p.client.fd, make([]byte, 1))
+		l.must("read", err)
+		disconnect(p.client.fd)
+	})
+	l.ns.Do(func() {
+		l.must("TCP_FASTOPEN_CONNECT", unix.SetsockoptInt(p.client.fd, unix.SOL_TCP, unix.TCP_FASTOPEN_CONNECT, 1))
+		l.must("TCP_FASTOPEN_NO_COOKIE", unix.SetsockoptInt(p.client.fd, unix.SOL_TCP, unix.TCP_FASTOPEN_NO_COOKIE, 1))
+		l.must("connect", unix.Connect(p.client.fd, sockaddrOf(l.listener.local)))
+		l.awaitState(p.client, tracer.StateSynSent)
+	})
+	l.close(l.listener)
+	return p.client
 }
