@@ -8,5 +8,5 @@
 // finwait runs on.
 package finwait
 
-//go:generate go tool bpf2go -target bpfel -tags linux -output-dir tracer -go-package tracer -no-global-types -type finwait_event -type finwait_ledger -type finwait_cidr -type finwait_state -type finwait_evidence -type finwait_origin -type finwait_role -type finwait_event_flags -type finwait_reason -type finwait_symbol -type finwait_range -type finwait_gauge -type finwait_netns_file bpf bpf/finwait.bpf.c -- -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter
+//go:generate go tool bpf2go -target bpfel -tags linux -output-dir tracer -go-package tracer -no-global-types -type finwait_event -type finwait_ledger -type finwait_cidr -type finwait_state -type finwait_evidence -type finwait_origin -type finwait_role -type finwait_event_flags -type finwait_reason -type finwait_symbol -type finwait_range -type finwait_gauge -type finwait_netns_file -type finwait_stuck -type finwait_who bpf bpf/finwait.bpf.c -- -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter
 //go:generate go tool bpf2go -target bpfel -tags linux -output-dir tracer -go-package tracer -no-global-types -output-suffix _test -type test_filter -type test_emit bpfTest bpf/finwait_test.bpf.c -- -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -Wno-unused-function

@@ -48,6 +48,7 @@ static __always_inline void claim_socket(struct sock *sk)
 	if (c->claimed)
 		return;
 	c->state = state;
+	c->older = !settled;
 	if (state == SYN_SENT)
 		c->since_ns = syn_sent_since((struct tcp_sock *)sk, bpf_ktime_get_ns());
 	if (claim_conn(c))
@@ -97,6 +98,7 @@ static __always_inline void claim_mini(struct sock_common *skc)
 	if (state == TIME_WAIT)
 		m.since_ns = time_wait_began(addr, 0, bpf_ktime_get_ns());
 	m.gauged = 1;
+	m.older = !settled;
 	seen(state);
 	placed = mini_find(addr);
 	if (placed && placed->state != CLOSE) {

@@ -27,6 +27,7 @@
 #include "owners.h"
 #include "stamps.h"
 #include "claim.h"
+#include "stuck.h"
 #include "namespaces.h"
 
 /*
@@ -211,6 +212,7 @@ const enum finwait_role *unused_role __attribute__((unused));
 const enum finwait_event_flags *unused_flags __attribute__((unused));
 const enum finwait_reason *unused_reason __attribute__((unused));
 const enum finwait_symbol *unused_symbol __attribute__((unused));
+const struct finwait_stuck *unused_stuck __attribute__((unused));
 const struct finwait_netns_file *unused_netns_file __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

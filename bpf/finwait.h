@@ -222,6 +222,20 @@ struct finwait_ledger {
 	__u64 syn_cookies; /* connections that a SYN cookie opened, without a half-open state */
 };
 
+/* A socket that has been in its state for too long. */
+struct finwait_stuck {
+	__u64 cookie;
+	__u64 age_ns;
+	struct finwait_who who;
+	struct finwait_tuple tuple;
+	__u8 family; /* AF_INET or AF_INET6 */
+	__u8 state; /* enum finwait_state */
+	__u8 at_least; /* it may have been there longer than age_ns */
+	__u8 __pad[5];
+};
+_Static_assert(sizeof(struct finwait_stuck) == 24 + sizeof(struct finwait_who) + sizeof(struct finwait_tuple),
+	       "stuck has padding");
+
 /* A file that keeps a namespace. */
 struct finwait_netns_file {
 	__u32 netns; /* inode number */

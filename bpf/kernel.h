@@ -141,6 +141,10 @@ struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
 	__u8 icsk_syn_retries;
+	__u8 icsk_retransmits;
+	struct {
+		__u32 lrcvtime;
+	} icsk_ack;
 };
 
 /* include/linux/tcp.h */
@@ -150,6 +154,11 @@ struct tcp_sock {
 	__u8 tcp_usec_ts : 1; /* since 6.7 */
 	__u32 packets_out;
 	__u32 retrans_stamp;
+	__u32 rto_stamp; /* since 6.7 */
+	__u32 write_seq;
+	__u32 snd_una;
+	__u64 tcp_mstamp;
+	struct request_sock *fastopen_rsk;
 };
 
 /* include/net/inet_sock.h, include/linux/tcp.h */
@@ -209,11 +218,6 @@ struct task_struct {
 	char comm[COMM_LEN];
 };
 
-/* net/ipv4/tcp_ipv4.c */
-struct bpf_iter__tcp {
-	struct sock_common *sk_common;
-};
-
 /* include/linux/fs.h, include/linux/net.h */
 struct super_block {
 	unsigned long s_magic;
@@ -233,11 +237,18 @@ struct socket {
 	struct sock *sk;
 };
 
-/* include/linux/bpf.h, kernel/bpf/task_iter.c */
+/* include/linux/bpf.h */
 struct bpf_iter_meta {
 	struct seq_file *seq;
 };
 
+/* net/ipv4/tcp_ipv4.c */
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+/* kernel/bpf/task_iter.c */
 struct bpf_iter__task_file {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;

@@ -61,7 +61,8 @@ struct conn {
 	__u8 held_new;
 	__u16 handled; /* the last transition that was, as transition_id says it */
 	__u8 state; /* that it is in since then; valid if claimed */
-	__u8 __pad[7];
+	__u8 older; /* it was there before settled, and is in that state since, unless since_ns says more */
+	__u8 __pad[6];
 };
 
 /*
@@ -93,7 +94,8 @@ struct mini {
 	__u8 gauged; /* it is in gauges */
 	__u8 suspect; /* an audit found it gone */
 	__u8 stray; /* it is in no map */
-	__u8 __pad[7];
+	__u8 older; /* as in conn */
+	__u8 __pad[6];
 };
 
 /*
@@ -239,6 +241,7 @@ bool attached;
  * known to minis or requests now is there for want of room. Set by Go.
  */
 bool settled;
+__u64 settled_ns; /* when that was */
 
 #define CALLERS_DEPTH 16
 #define NESTING_MAX 4 /* a process, a softirq, an interrupt, an NMI */

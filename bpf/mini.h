@@ -242,8 +242,10 @@ static __always_inline void mini_join(__u64 addr, const struct conn *c, bool cla
 	}
 	m->cookie = t->cookie;
 	m->since_ns = c ? c->since_ns : 0;
-	if (c)
+	if (c) {
 		m->who = c->who;
+		m->older = c->older;
+	}
 	if (claimed)
 		gauge_move(t->net, t->tuple.netns, t->old, CLOSE);
 	if (m->gauged)

@@ -45,4 +45,79 @@ static __always_inline __u64 syn_sent_since(const struct tcp_sock *tp, __u64 now
 	return from_msec(BPF_CORE_READ(tp, retrans_stamp), now);
 }
 
+/*
+ * When a socket was last dealt with: tcp_mstamp is set for each segment that
+ * comes, before anything is done with it (tcp_rcv_established,
+ * tcp_rcv_state_process), and by every timer and whatever sends. A socket that a
+ * segment has brought into its state was dealt with then, or after. Unlike
+ * rcv_tstamp, which tcp_ack does not set for an acknowledgement that is older
+ * than another, as that of a FIN may be that was delayed on its way.
+ *
+ * Two do not have it, and lrcvtime instead: the child of a Fast Open SYN
+ * (tcp_create_openreq_child), and what TCP_REPAIR connects (tcp_finish_connect).
+ *
+ * Less a tick of the kernel for lrcvtime, which is in ticks, and another for
+ * what lies between the stamp and the transition.
+ */
+static __always_inline __u64 dealt_with(const struct tcp_sock *tp, __u64 now)
+{
+	__u64 segment = BPF_CORE_READ(tp, tcp_mstamp) * NSEC_PER_USEC;
+	__u32 ticks = (__u32)bpf_jiffies64() - BPF_CORE_READ(tp, inet_conn.icsk_ack.lrcvtime);
+	__u64 data = now - ticks * jiffy_ns + jiffy_ns;
+	__u64 last = segment > data || data > now ? segment : data;
+
+	return last + jiffy_ns;
+}
+
+/*
+ * When the one SYN or FIN that the peer has not acknowledged was first repeated
+ * after a timeout; 0 if it was not, or if there is more that has not been
+ * acknowledged, and so it may have been that which was repeated before. An
+ * acknowledgement of anything begins the count anew (tcp_ack), and the first
+ * timeout of a count is noted in milliseconds (tcp_update_rto_stats); before 6.7
+ * it is not, and the last timeout has to do. What the child of a Fast Open SYN
+ * repeats is its SYN-ACK, which is older.
+ */
+static __always_inline __u64 first_repeated(const struct tcp_sock *tp, __u64 now)
+{
+	if (BPF_CORE_READ(tp, write_seq) - BPF_CORE_READ(tp, snd_una) != 1 || BPF_CORE_READ(tp, fastopen_rsk))
+		return 0;
+	if (!BPF_CORE_READ(tp, inet_conn.icsk_retransmits))
+		return 0;
+	if (bpf_core_field_exists(tp->rto_stamp) && BPF_CORE_READ(tp, rto_stamp))
+		return from_msec(BPF_CORE_READ(tp, rto_stamp), now);
+	return BPF_CORE_READ(tp, tcp_mstamp) * NSEC_PER_USEC;
+}
+
+/*
+ * A moment at which the socket was in its state already, as early as the kernel
+ * can say; 0 if it cannot.
+ *
+ *	SYN_SENT		its SYN was repeated
+ *	ESTABLISHED		the last segment of the handshake, or any since
+ *	CLOSE_WAIT		the peer's FIN, or what filled the gap before it
+ *	FIN_WAIT2		the acknowledgement of its FIN
+ *	CLOSING			the peer's FIN
+ *	FIN_WAIT1, LAST_ACK	a process closed it, which leaves no stamp of its
+ *				own: tcp_send_fin does not even send where memory
+ *				is short. But its FIN was repeated
+ *	SYN_RECV		nothing: a Fast Open child has not been dealt with
+ *	LISTEN			nothing: a process made it
+ */
+static __always_inline __u64 in_state_by(const struct tcp_sock *tp, __u32 state, __u64 now)
+{
+	switch (state) {
+	case ESTABLISHED:
+	case CLOSE_WAIT:
+	case FIN_WAIT2:
+	case CLOSING:
+		return dealt_with(tp, now);
+	case SYN_SENT:
+	case FIN_WAIT1:
+	case LAST_ACK:
+		return first_repeated(tp, now);
+	}
+	return 0;
+}
+
 #endif

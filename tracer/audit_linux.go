@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -103,7 +105,8 @@ func (a *auditor) claim(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("count the sockets that are there: %w", err)
 	}
-	return a.t.coll.Variables["settled"].Set(true)
+	vars := a.t.coll.Variables
+	return errors.Join(vars["settled"].Set(true), vars["settled_ns"].Set(uint64(now(unix.CLOCK_MONOTONIC))))
 }
 
 // eachNetns calls visit in every network namespace of the host. What cannot be

@@ -24,18 +24,8 @@ type bpfFinwaitEvent struct {
 	TimeNs  uint64
 	DwellNs uint64
 	Cookie  uint64
-	Who     struct {
-		_        structs.HostLayout
-		CgroupId uint64
-		Pid      uint32
-		Uid      uint32
-		Comm     [16]uint8
-		Origin   uint8
-		Role     uint8
-		InCgroup uint8
-		Pad      [5]uint8
-	}
-	Tuple struct {
+	Who     bpfFinwaitWho
+	Tuple   struct {
 		_     structs.HostLayout
 		Laddr [16]uint8
 		Raddr [16]uint8
@@ -160,6 +150,25 @@ const (
 	bpfFinwaitStateNUM_STATES   bpfFinwaitState = 13
 )
 
+type bpfFinwaitStuck struct {
+	_      structs.HostLayout
+	Cookie uint64
+	AgeNs  uint64
+	Who    bpfFinwaitWho
+	Tuple  struct {
+		_     structs.HostLayout
+		Laddr [16]uint8
+		Raddr [16]uint8
+		Netns uint32
+		Lport uint16
+		Rport uint16
+	}
+	Family  uint8
+	State   uint8
+	AtLeast uint8
+	Pad     [5]uint8
+}
+
 type bpfFinwaitSymbol uint32
 
 const (
@@ -181,6 +190,18 @@ const (
 	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ          bpfFinwaitSymbol = 15
 	bpfFinwaitSymbolNUM_SYMBOLS                bpfFinwaitSymbol = 16
 )
+
+type bpfFinwaitWho struct {
+	_        structs.HostLayout
+	CgroupId uint64
+	Pid      uint32
+	Uid      uint32
+	Comm     [16]uint8
+	Origin   uint8
+	Role     uint8
+	InCgroup uint8
+	Pad      [5]uint8
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -207,6 +228,7 @@ const (
 	bpfProgCompleteHashdance     = "complete_hashdance"
 	bpfProgFindHolders           = "find_holders"
 	bpfProgFindNetns             = "find_netns"
+	bpfProgFindStuck             = "find_stuck"
 	bpfProgMigrateSock           = "migrate_sock"
 	bpfProgReqskDestructor4      = "reqsk_destructor4"
 	bpfProgReqskDestructor4Again = "reqsk_destructor4_again"
@@ -258,6 +280,10 @@ const (
 	bpfVarMinisPutAside          = "minis_put_aside"
 	bpfVarNetnsRun               = "netns_run"
 	bpfVarSettled                = "settled"
+	bpfVarSettledNs              = "settled_ns"
+	bpfVarStuckMaybe             = "stuck_maybe"
+	bpfVarStuckNow               = "stuck_now"
+	bpfVarStuckOver              = "stuck_over"
 	bpfVarSymbols                = "symbols"
 	bpfVarTier                   = "tier"
 	bpfVarUnfollowedLive         = "unfollowed_live"
@@ -268,6 +294,7 @@ const (
 	bpfVarUnusedReason           = "unused_reason"
 	bpfVarUnusedRole             = "unused_role"
 	bpfVarUnusedState            = "unused_state"
+	bpfVarUnusedStuck            = "unused_stuck"
 	bpfVarUnusedSymbol           = "unused_symbol"
 	bpfVarWalkClaimed            = "walk_claimed"
 	bpfVarWalkSeen               = "walk_seen"
@@ -322,6 +349,7 @@ type bpfProgramSpecs struct {
 	CompleteHashdance     *ebpf.ProgramSpec `ebpf:"complete_hashdance"`
 	FindHolders           *ebpf.ProgramSpec `ebpf:"find_holders"`
 	FindNetns             *ebpf.ProgramSpec `ebpf:"find_netns"`
+	FindStuck             *ebpf.ProgramSpec `ebpf:"find_stuck"`
 	MigrateSock           *ebpf.ProgramSpec `ebpf:"migrate_sock"`
 	ReqskDestructor4      *ebpf.ProgramSpec `ebpf:"reqsk_destructor4"`
 	ReqskDestructor4Again *ebpf.ProgramSpec `ebpf:"reqsk_destructor4_again"`
@@ -400,6 +428,10 @@ type bpfVariableSpecs struct {
 	MinisPutAside    *ebpf.VariableSpec `ebpf:"minis_put_aside"`
 	NetnsRun         *ebpf.VariableSpec `ebpf:"netns_run"`
 	Settled          *ebpf.VariableSpec `ebpf:"settled"`
+	SettledNs        *ebpf.VariableSpec `ebpf:"settled_ns"`
+	StuckMaybe       *ebpf.VariableSpec `ebpf:"stuck_maybe"`
+	StuckNow         *ebpf.VariableSpec `ebpf:"stuck_now"`
+	StuckOver        *ebpf.VariableSpec `ebpf:"stuck_over"`
 	Symbols          *ebpf.VariableSpec `ebpf:"symbols"`
 	Tier             *ebpf.VariableSpec `ebpf:"tier"`
 	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
@@ -410,6 +442,7 @@ type bpfVariableSpecs struct {
 	UnusedReason     *ebpf.VariableSpec `ebpf:"unused_reason"`
 	UnusedRole       *ebpf.VariableSpec `ebpf:"unused_role"`
 	UnusedState      *ebpf.VariableSpec `ebpf:"unused_state"`
+	UnusedStuck      *ebpf.VariableSpec `ebpf:"unused_stuck"`
 	UnusedSymbol     *ebpf.VariableSpec `ebpf:"unused_symbol"`
 	WalkClaimed      *ebpf.VariableSpec `ebpf:"walk_claimed"`
 	WalkSeen         *ebpf.VariableSpec `ebpf:"walk_seen"`
@@ -505,6 +538,10 @@ type bpfVariables struct {
 	MinisPutAside    *ebpf.Variable `ebpf:"minis_put_aside"`
 	NetnsRun         *ebpf.Variable `ebpf:"netns_run"`
 	Settled          *ebpf.Variable `ebpf:"settled"`
+	SettledNs        *ebpf.Variable `ebpf:"settled_ns"`
+	StuckMaybe       *ebpf.Variable `ebpf:"stuck_maybe"`
+	StuckNow         *ebpf.Variable `ebpf:"stuck_now"`
+	StuckOver        *ebpf.Variable `ebpf:"stuck_over"`
 	Symbols          *ebpf.Variable `ebpf:"symbols"`
 	Tier             *ebpf.Variable `ebpf:"tier"`
 	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`
@@ -515,6 +552,7 @@ type bpfVariables struct {
 	UnusedReason     *ebpf.Variable `ebpf:"unused_reason"`
 	UnusedRole       *ebpf.Variable `ebpf:"unused_role"`
 	UnusedState      *ebpf.Variable `ebpf:"unused_state"`
+	UnusedStuck      *ebpf.Variable `ebpf:"unused_stuck"`
 	UnusedSymbol     *ebpf.Variable `ebpf:"unused_symbol"`
 	WalkClaimed      *ebpf.Variable `ebpf:"walk_claimed"`
 	WalkSeen         *ebpf.Variable `ebpf:"walk_seen"`
@@ -531,6 +569,7 @@ type bpfPrograms struct {
 	CompleteHashdance     *ebpf.Program `ebpf:"complete_hashdance"`
 	FindHolders           *ebpf.Program `ebpf:"find_holders"`
 	FindNetns             *ebpf.Program `ebpf:"find_netns"`
+	FindStuck             *ebpf.Program `ebpf:"find_stuck"`
 	MigrateSock           *ebpf.Program `ebpf:"migrate_sock"`
 	ReqskDestructor4      *ebpf.Program `ebpf:"reqsk_destructor4"`
 	ReqskDestructor4Again *ebpf.Program `ebpf:"reqsk_destructor4_again"`
@@ -564,6 +603,7 @@ func (p *bpfPrograms) Close() error {
 		p.CompleteHashdance,
 		p.FindHolders,
 		p.FindNetns,
+		p.FindStuck,
 		p.MigrateSock,
 		p.ReqskDestructor4,
 		p.ReqskDestructor4Again,

@@ -117,6 +117,7 @@ const (
 	bpfTestVarMigrations       = "migrations"
 	bpfTestVarMinisPutAside    = "minis_put_aside"
 	bpfTestVarSettled          = "settled"
+	bpfTestVarSettledNs        = "settled_ns"
 	bpfTestVarTier             = "tier"
 	bpfTestVarUnfollowedLive   = "unfollowed_live"
 	bpfTestVarUnusedEmit       = "unused_emit"
@@ -217,6 +218,7 @@ type bpfTestVariableSpecs struct {
 	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
 	MinisPutAside    *ebpf.VariableSpec `ebpf:"minis_put_aside"`
 	Settled          *ebpf.VariableSpec `ebpf:"settled"`
+	SettledNs        *ebpf.VariableSpec `ebpf:"settled_ns"`
 	Tier             *ebpf.VariableSpec `ebpf:"tier"`
 	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.VariableSpec `ebpf:"unused_emit"`
@@ -305,6 +307,7 @@ type bpfTestVariables struct {
 	Migrations       *ebpf.Variable `ebpf:"migrations"`
 	MinisPutAside    *ebpf.Variable `ebpf:"minis_put_aside"`
 	Settled          *ebpf.Variable `ebpf:"settled"`
+	SettledNs        *ebpf.Variable `ebpf:"settled_ns"`
 	Tier             *ebpf.Variable `ebpf:"tier"`
 	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.Variable `ebpf:"unused_emit"`

@@ -21,6 +21,11 @@
 // namespace of the host. The tracer counts those that were there when it began
 // and all that have come since, and [Tracer.Audit] compares with the kernel.
 //
+// # What is stuck
+//
+// [Tracer.Stuck] is the sockets that have been in their state for too long, with
+// the process that owns them.
+//
 // # Requirements
 //
 // Linux 5.12 with BTF (/sys/kernel/btf/vmlinux), little-endian, and root or

@@ -126,7 +126,7 @@ func (t *Tracer) attach() error {
 			return err
 		}
 	}
-	for _, program := range []string{claimProgram, findProgram, holdersProgram} {
+	for _, program := range []string{claimProgram, findProgram, holdersProgram, stuckProgram} {
 		if err := t.attachIter(program, nil); err != nil {
 			return err
 		}
