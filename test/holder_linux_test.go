@@ -21,8 +21,8 @@ import (
 // that has sockets open until it is told to end.
 //
 // holderDo says how it comes by them: keep what it has inherited, take what is
-// passed to it over its descriptor 3, or open a connection to holderAddr and pass
-// it on.
+// passed to it over its descriptor 3, open a connection to holderAddr and pass it
+// on, or leak as many connections as it is told.
 const (
 	holderDo   = "FINWAIT_TEST_HOLDER"
 	holderAddr = "FINWAIT_TEST_HOLDER_ADDR"
@@ -30,6 +30,7 @@ const (
 	holderKeep = "keep"
 	holderTake = "take"
 	holderOpen = "open"
+	holderLeak = "leak"
 
 	holderComm = "finwait-holder"
 	holderFD   = 3
@@ -138,28 +139,38 @@ func beHolder(do, addr string) error {
 			}
 		}()
 	case holderOpen:
-		at, err := netip.ParseAddrPort(addr)
+		fd, err := connectOut(addr)
 		if err != nil {
 			return err
-		}
-		domain := unix.AF_INET
-		if at.Addr().Is6() {
-			domain = unix.AF_INET6
-		}
-		fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("socket: %w", err)
-		}
-		if err := unix.Connect(fd, sockaddrOf(at)); err != nil {
-			return fmt.Errorf("connect: %w", err)
 		}
 		if err := sendFD(holderFD, fd); err != nil {
 			return err
 		}
 		fmt.Println("held")
+	case holderLeak:
+		return beLeaker(func() (int, error) { return connectOut(addr) })
 	}
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+func connectOut(addr string) (int, error) {
+	at, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return 0, err
+	}
+	domain := unix.AF_INET
+	if at.Addr().Is6() {
+		domain = unix.AF_INET6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Connect(fd, sockaddrOf(at)); err != nil {
+		return 0, fmt.Errorf("connect: %w", err)
+	}
+	return fd, nil
 }
 
 func sendFD(over, fd int) error {

@@ -26,9 +26,17 @@ type filterFlags struct {
 
 func (f *filterFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
+	flags.StringSliceVar(&f.states, "state", nil, "only transitions out of or into these `states`")
+	flags.StringSliceVar(&f.transitions, "transition", nil, "only these `transitions`, such as FIN_WAIT2:TIME_WAIT")
+	completeWords(cmd, "state", stateWords())
+	completeWords(cmd, "transition", transitionWords())
+	f.addSockets(cmd)
+}
+
+// addSockets adds the flags that choose sockets, whatever they do.
+func (f *filterFlags) addSockets(cmd *cobra.Command) {
+	flags := cmd.Flags()
 	list := func(into *[]string, name, usage string) { flags.StringSliceVar(into, name, nil, usage) }
-	list(&f.states, "state", "only transitions out of or into these `states`")
-	list(&f.transitions, "transition", "only these `transitions`, such as FIN_WAIT2:TIME_WAIT")
 	list(&f.ports, "port", "only these local or remote `ports`, such as 80,8000-8999")
 	list(&f.lports, "lport", "only these local `ports`")
 	list(&f.rports, "rport", "only these remote `ports`")
@@ -40,8 +48,6 @@ func (f *filterFlags) add(cmd *cobra.Command) {
 	list(&f.cgroups, "cgroup", "only sockets of these `cgroups` or below: path or id")
 	flags.BoolVarP(&f.onlyIPv4, "ipv4", "4", false, "only IPv4 sockets")
 	flags.BoolVarP(&f.onlyIPv6, "ipv6", "6", false, "only IPv6 sockets")
-	completeWords(cmd, "state", stateWords())
-	completeWords(cmd, "transition", transitionWords())
 }
 
 func completeWords(cmd *cobra.Command, flag string, words []string) {

@@ -92,11 +92,12 @@ before; and how many sockets are in each state now.`,
   finwait trace --transition FIN_WAIT2:TIME_WAIT --lport 443 --format json
   finwait count                               sockets in each state
   finwait count --by process --watch 1s
+  finwait stuck                               what sits in a state for too long, and whose it is
   finwait explain CLOSE_WAIT
   finwait features                            whether and how it works on this host`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newTraceCommand(), newCountCommand(), newExplainCommand(), newFeaturesCommand())
+	root.AddCommand(newTraceCommand(), newCountCommand(), newStuckCommand(), newExplainCommand(), newFeaturesCommand())
 	return root
 }

@@ -26,15 +26,18 @@ func (csvEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
 		if f > 0 {
 			dst = append(dst, ',')
 		}
-		switch {
-		case !f.known(ev):
-		case f == fieldComm:
-			dst = appendCSVText(dst, ev.Owner.Comm())
-		default:
-			dst = f.append(dst, ev)
+		if f.known(ev) {
+			dst = appendCSVValue(dst, f, ev)
 		}
 	}
 	return append(dst, '\n')
+}
+
+func appendCSVValue(dst []byte, f field, ev *tracer.Event) []byte {
+	if f == fieldComm {
+		return appendCSVText(dst, ev.Owner.Comm())
+	}
+	return f.append(dst, ev)
 }
 
 // appendCSVText appends one cell of text that somebody else chose: escaped by

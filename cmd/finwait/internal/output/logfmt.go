@@ -19,13 +19,16 @@ func (logfmtEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
 		}
 		dst = append(dst, fieldNames[f]...)
 		dst = append(dst, '=')
-		if f == fieldComm && !isBare(ev.Owner.Comm()) {
-			dst = appendJSONString(dst, ev.Owner.Comm())
-		} else {
-			dst = f.append(dst, ev)
-		}
+		dst = appendLogfmtValue(dst, f, ev)
 	}
 	return append(dst, '\n')
+}
+
+func appendLogfmtValue(dst []byte, f field, ev *tracer.Event) []byte {
+	if f == fieldComm && !isBare(ev.Owner.Comm()) {
+		return appendJSONString(dst, ev.Owner.Comm())
+	}
+	return f.append(dst, ev)
 }
 
 // isBare says whether s is a logfmt value without quotes.
