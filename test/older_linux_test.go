@@ -1,6 +1,8 @@
 package test
 
 import (
+	endian "encoding/binary"
+	"net"
 	"net/netip"
 	"os"
 	"testing"
@@ -318,4 +320,70 @@ func (l *loop) deferConnect() (e end) {
 	})
 	l.close(l.listener)
 	return p.client
+}
+
+// TestOlderSynSentMicroseconds connects by a route that has the kernel's stamps
+// in microseconds (since Linux 6.7), of which 32 bits say too little.
+func TestOlderSynSentMicroseconds(t *testing.T) {
+	l, r := newRemoteLoop(t, tracer.FamilyIPv4)
+	if err := r.stampMicroseconds(); err != nil {
+		t.Skipf("tcp_usec_ts: %v", err)
+	}
+	client := r.startConnect()
+	rec := record(t, nil)
+	l.close(client)
+	want := walks{}
+	want.add(client, path(tracer.StateSynSent, tracer.StateClose))
+	for _, ev := range awaitWalks(rec, l.ns, want) {
+		qt.Check(t, qt.IsFalse(ev.DwellKnown), qt.Commentf("%v", ev.Dwell))
+	}
+	rec.stop()
+}
+
+// stampMicroseconds makes a route to the remote with the feature tcp_usec_ts,
+// for which ip has no word before 6.7.
+func (r *remote) stampMicroseconds() (err error) {
+	r.l.ns.Do(func() {
+		link, linkErr := net.InterfaceByName(remoteDevice)
+		if linkErr != nil {
+			err = linkErr
+			return
+		}
+		const rtaxFeatures, tcpUsecTS = 12, 1 << 4 // of linux/rtnetlink.h
+		attr := func(kind uint16, data []byte) []byte {
+			b := endian.NativeEndian.AppendUint16(nil, uint16(4+len(data)))
+			return append(endian.NativeEndian.AppendUint16(b, kind), data...)
+		}
+		number := func(n uint32) []byte { return endian.NativeEndian.AppendUint32(nil, n) }
+		body := []byte{unix.AF_INET, 32, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, 0, 0, 0, 0}
+		body = append(body, attr(unix.RTA_DST, r.addr.AsSlice())...)
+		body = append(body, attr(unix.RTA_OIF, number(uint32(link.Index)))...)
+		body = append(body, attr(unix.RTA_METRICS, attr(rtaxFeatures, number(tcpUsecTS)))...)
+		err = netlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE, body)
+	})
+	return err
+}
+
+// netlinkRequest sends a request of rtnetlink and returns what the kernel says.
+func netlinkRequest(kind, flags uint16, body []byte) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := endian.NativeEndian.AppendUint32(nil, uint32(unix.NLMSG_HDRLEN+len(body)))
+	b = endian.NativeEndian.AppendUint16(b, kind)
+	b = endian.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags)
+	b = append(append(b, make([]byte, 8)...), body...)
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 4096)
+	if _, _, err := unix.Recvfrom(fd, answer, 0); err != nil {
+		return err
+	}
+	if code := int32(endian.NativeEndian.Uint32(answer[unix.NLMSG_HDRLEN:])); code != 0 {
+		return unix.Errno(-code)
+	}
+	return nil
 }
