@@ -13,9 +13,10 @@
 /* The moment that a 32-bit stamp in milliseconds speaks of; 0 is no stamp. */
 static __always_inline __u64 from_msec(__u32 stamp, __u64 now)
 {
-	__u32 ago = (__u32)(now / NSEC_PER_MSEC) - stamp;
+	__u64 now_msec = now / NSEC_PER_MSEC;
+	__u32 ago = (__u32)now_msec - stamp;
 
-	return stamp ? now - now % NSEC_PER_MSEC - ago * NSEC_PER_MSEC : 0;
+	return stamp && ago <= now_msec ? (now_msec - ago) * NSEC_PER_MSEC : 0;
 }
 
 /*

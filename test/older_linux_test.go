@@ -330,7 +330,12 @@ func TestOlderSynSentMicroseconds(t *testing.T) {
 		t.Skipf("tcp_usec_ts: %v", err)
 	}
 	client := r.startConnect()
+	time.Sleep(2500 * time.Millisecond) // the SYN is repeated after a second
 	rec := record(t, nil)
+	s := stuckOf(t, rec.tracer, &tracer.StuckOptions{Over: map[tracer.State]time.Duration{tracer.StateSynSent: time.Second}})
+	sockets := keep(s.Sockets, func(s tracer.StuckSocket) bool { return s.Cookie == client.cookie })
+	qt.Assert(t, qt.HasLen(sockets, 1))
+	qt.Check(t, qt.IsTrue(sockets[0].AtLeast))
 	l.close(client)
 	want := walks{}
 	want.add(client, path(tracer.StateSynSent, tracer.StateClose))
