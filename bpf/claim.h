@@ -59,9 +59,14 @@ static __always_inline void claim_socket(struct sock *sk)
 		ledger_add(storage_failed);
 		return;
 	}
+	if (!settled)
+		take_holder(sk, c);
 	if (c->claimed)
 		return;
 	c->state = state;
+	c->older = !settled;
+	if (state == SYN_SENT)
+		c->since_ns = syn_sent_since((struct tcp_sock *)sk, bpf_ktime_get_ns());
 	if (claim_conn(c))
 		return;
 	bpf_get_socket_cookie(sk); /* the one it keeps in TIME_WAIT */
@@ -107,7 +112,10 @@ static __always_inline void claim_mini(struct sock_common *skc)
 	bpf_get_socket_cookie(skc);
 	read_mini(&m, addr);
 	m.state = state = mini_substate(addr);
+	if (state == TIME_WAIT)
+		m.since_ns = time_wait_began(addr, 0, bpf_ktime_get_ns());
 	m.gauged = 1;
+	m.older = !settled;
 	seen(state);
 	placed = mini_find(addr);
 	if (placed && placed->state != CLOSE) {
@@ -151,6 +159,7 @@ static __always_inline void claim_request(struct sock_common *skc)
 
 	bpf_get_socket_cookie(skc);
 	read_request(&r, addr);
+	r.since_ns = half_open_since(addr);
 	r.told = 1;
 	r.gauged = 1;
 	r.who.role = ROLE_SERVER;

@@ -27,7 +27,10 @@
 #include "mini.h"
 #include "timer.h"
 #include "probe.h"
+#include "owners.h"
+#include "stamps.h"
 #include "claim.h"
+#include "stuck.h"
 #include "namespaces.h"
 
 /*
@@ -226,6 +229,7 @@ const enum finwait_symbol *unused_symbol __attribute__((unused));
 const struct finwait_conn *unused_conn __attribute__((unused));
 const enum finwait_profile_by *unused_profile_by __attribute__((unused));
 const enum finwait_profile_group *unused_profile_group __attribute__((unused));
+const struct finwait_stuck *unused_stuck __attribute__((unused));
 const struct finwait_netns_file *unused_netns_file __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -79,7 +79,7 @@ enum finwait_origin {
 	ORIGIN_CONNECT,
 	ORIGIN_LISTEN,
 	ORIGIN_ACCEPT,
-	ORIGIN_SNAPSHOT,
+	ORIGIN_SNAPSHOT, /* it had the socket open when the tracer began */
 };
 
 enum finwait_role {
@@ -328,6 +328,20 @@ struct finwait_profile_row {
 	__u64 unknown; /* transitions of which the dwell is not known; they are nowhere above */
 	__u8 comm[COMM_LEN]; /* by process: its name */
 };
+
+/* A socket that has been in its state for too long. */
+struct finwait_stuck {
+	__u64 cookie;
+	__u64 age_ns;
+	struct finwait_who who;
+	struct finwait_tuple tuple;
+	__u8 family; /* AF_INET or AF_INET6 */
+	__u8 state; /* enum finwait_state */
+	__u8 at_least; /* it may have been there longer than age_ns */
+	__u8 __pad[5];
+};
+_Static_assert(sizeof(struct finwait_stuck) == 24 + sizeof(struct finwait_who) + sizeof(struct finwait_tuple),
+	       "stuck has padding");
 
 /* A file that keeps a namespace. */
 struct finwait_netns_file {

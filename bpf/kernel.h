@@ -10,6 +10,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP 6
+#define SOCK_STREAM 1
 
 /* include/uapi/linux/magic.h */
 #define NSFS_MAGIC 0x6e736673
@@ -133,6 +134,7 @@ typedef struct {
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	int sk_err;
 	int sk_wmem_queued;
@@ -164,6 +166,10 @@ struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
 	__u8 icsk_syn_retries;
 	__u32 icsk_user_timeout;
+	__u8 icsk_retransmits;
+	struct {
+		__u32 lrcvtime;
+	} icsk_ack;
 };
 
 /* include/linux/tcp.h */
@@ -180,10 +186,25 @@ struct tcp_sock {
 	__u32 total_retrans;
 	__u32 srtt_us;
 	__u8 syn_data_acked : 1;
+	__u8 tcp_usec_ts : 1; /* since 6.7 */
+	__u32 packets_out;
+	__u32 retrans_stamp;
+	__u32 rto_stamp; /* since 6.7 */
+	__u64 tcp_mstamp;
+	struct request_sock *fastopen_rsk;
+};
+
+/* include/net/inet_sock.h, include/linux/tcp.h */
+struct inet_request_sock {
+	struct request_sock req;
+};
+
+struct tcp_request_sock {
+	struct inet_request_sock req;
+	__u64 snt_synack;
 };
 
 struct tcp_timewait_sock;
-struct tcp_request_sock;
 
 /* include/net/inet_timewait_sock.h */
 struct inet_timewait_sock {
@@ -211,18 +232,23 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+/* include/linux/uidgid_types.h, include/linux/cred.h */
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct cred {
+	kuid_t uid;
+};
+
 /* include/linux/sched.h */
 struct task_struct {
 	int tgid;
+	__u64 start_time;
 	struct task_struct *group_leader;
-	struct css_set *cgroups;
 	const struct cred *cred;
+	struct css_set *cgroups;
 	char comm[COMM_LEN];
-};
-
-/* net/ipv4/tcp_ipv4.c */
-struct bpf_iter__tcp {
-	struct sock_common *sk_common;
 };
 
 /* include/linux/fs.h, include/linux/net.h */
@@ -247,11 +273,18 @@ struct socket {
 	struct file *file;
 };
 
-/* include/linux/bpf.h, kernel/bpf/task_iter.c */
+/* include/linux/bpf.h */
 struct bpf_iter_meta {
 	struct seq_file *seq;
 };
 
+/* net/ipv4/tcp_ipv4.c */
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+/* kernel/bpf/task_iter.c */
 struct bpf_iter__task_file {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;

@@ -64,7 +64,8 @@ struct conn {
 	__u8 side; /* enum finwait_side, as far as it is known */
 	__u8 reset; /* tcp_reset is ending it */
 	__u8 reason; /* enum finwait_reason, why it is closed */
-	__u8 __pad[4];
+	__u8 older; /* it was there before settled, and is in that state since, unless since_ns says more */
+	__u8 __pad[3];
 };
 
 /*
@@ -97,7 +98,8 @@ struct mini {
 	__u8 suspect; /* an audit found it gone */
 	__u8 stray; /* it is in no map */
 	__u8 side; /* enum finwait_side */
-	__u8 __pad[6];
+	__u8 older; /* as in conn */
+	__u8 __pad[5];
 };
 
 /*
@@ -243,6 +245,7 @@ bool attached;
  * known to minis or requests now is there for want of room. Set by Go.
  */
 bool settled;
+__u64 settled_ns; /* when that was */
 
 /* What Go is woken for. */
 enum wake {

@@ -250,6 +250,7 @@ static __always_inline void mini_join(__u64 addr, const struct conn *c, bool cla
 	if (c) {
 		m->who = c->who;
 		m->side = c->side;
+		m->older = c->older;
 	}
 	if (claimed)
 		gauge_move(t->net, t->tuple.netns, t->old, CLOSE);

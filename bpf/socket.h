@@ -24,19 +24,22 @@ static __always_inline bool in_filter_cgroup(struct task_struct *task)
 	return false;
 }
 
-/* The caller of connect or listen. Right only where current is the caller. */
-static __always_inline void take_owner(struct finwait_who *who, __u8 origin)
+static __always_inline void take_task(struct finwait_who *who, struct task_struct *task, __u8 origin)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-
 	who->origin = origin;
 	who->pid = task->tgid;
-	who->uid = bpf_get_current_uid_gid();
-	who->cgroup_id = bpf_get_current_cgroup_id();
+	who->uid = BPF_CORE_READ(task, cred, uid.val);
+	who->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 	who->in_cgroup = filter_cgroup_len && in_filter_cgroup(task);
 	/* The string ends where it ends; an earlier owner's name may be longer. */
 	__builtin_memset(who->comm, 0, sizeof(who->comm));
 	bpf_core_read_str(who->comm, sizeof(who->comm), &task->group_leader->comm);
+}
+
+/* The caller of connect or listen. Right only where current is the caller. */
+static __always_inline void take_owner(struct finwait_who *who, __u8 origin)
+{
+	take_task(who, bpf_get_current_task_btf(), origin);
 }
 
 /*

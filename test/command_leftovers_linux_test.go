@@ -53,6 +53,9 @@ func TestCommandLeavesNothing(t *testing.T) {
 		{"bad usage", func(t *testing.T, _ *netns.NS) {
 			checkFailure(t, finwait(t, "trace", "--transition", "LISTEN:ESTABLISHED"), 2)
 		}},
+		{"stuck", func(t *testing.T, _ *netns.NS) {
+			qt.Check(t, qt.Equals(finwait(t, "stuck").code, 0))
+		}},
 		{"count", func(t *testing.T, _ *netns.NS) {
 			qt.Check(t, qt.Equals(finwait(t, "count").code, 0))
 		}},

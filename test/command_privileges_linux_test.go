@@ -19,6 +19,8 @@ func TestCommandNotRoot(t *testing.T) {
 	netns.RequireRoot(t)
 	res := runCommand(t, asNobody(exec.Command(binary(t), "trace")))
 	checkFailure(t, res, 1, "needs root, or CAP_BPF, CAP_PERFMON", "permission denied")
+	res = runCommand(t, asNobody(exec.Command(binary(t), "stuck")))
+	checkFailure(t, res, 1, "needs root, or CAP_BPF, CAP_PERFMON", "permission denied")
 
 	res = runCommand(t, asNobody(exec.Command(binary(t), "explain", "FIN_WAIT2:TIME_WAIT")))
 	qt.Check(t, qt.Equals(res.code, 0), qt.Commentf("%s", res.stderr))

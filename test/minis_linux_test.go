@@ -49,16 +49,17 @@ func TestTimeWaitEndsEarly(t *testing.T) {
 }
 
 // TestOldTimeWaitEndsEarly does the same with mini-sockets that were there
-// before the tracer: nothing is known of them but their addresses and what they
-// were asked for.
+// before the tracer: nothing is known of them but their addresses, what they
+// were asked for, and their timers.
 func TestOldTimeWaitEndsEarly(t *testing.T) {
 	netns.RequireRoot(t)
 	var all []*oldEnding
 	for _, e := range endings {
 		for _, family := range families {
 			l := newEndingLoop(t, e, family)
+			from := time.Now()
 			made, _ := l.makeTimeWaits(e.server)
-			all = append(all, &oldEnding{e, l, made})
+			all = append(all, &oldEnding{e, l, made, from, time.Now()})
 		}
 	}
 	rec := record(t, nil)
@@ -72,6 +73,8 @@ type oldEnding struct {
 	ending
 	l    *loop
 	made []pair
+
+	from, to time.Time // when TIME_WAIT began
 }
 
 func newEndingLoop(t *testing.T, e ending, family tracer.Family) *loop {
@@ -135,13 +138,24 @@ func testOldEnding(t *testing.T, rec *recorder, o *oldEnding) {
 	for _, ev := range events {
 		if e, ok := old[ev.Cookie]; ok {
 			checkUnknown(t, &ev, e)
+			checkSince(t, &ev, o.from, o.to)
 		}
 	}
 }
 
+// checkSince expects a dwell that says that the state began between the two, to
+// a tick of the kernel.
+func checkSince(t *testing.T, ev *tracer.Event, from, to time.Time) {
+	t.Helper()
+	const tick = 10 * time.Millisecond // at HZ=100, the longest
+	qt.Assert(t, qt.IsTrue(ev.DwellKnown), qt.Commentf("%v", ev.Transition))
+	since := ev.Time.Add(-ev.Dwell)
+	qt.Check(t, qt.IsTrue(since.After(from.Add(-tick-clockSlack)) && since.Before(to.Add(tick+clockSlack))),
+		qt.Commentf("%v began %v after it could have, and %v before it must have", ev.Old, since.Sub(from), to.Sub(since)))
+}
+
 func checkUnknown(t *testing.T, ev *tracer.Event, e end) {
 	t.Helper()
-	qt.Check(t, qt.IsFalse(ev.DwellKnown))
 	qt.Check(t, qt.Equals(ev.Owner, tracer.Owner{}))
 	qt.Check(t, qt.Equals(ev.Role, tracer.RoleUnknown))
 	qt.Check(t, qt.Equals(ev.Local, e.local))

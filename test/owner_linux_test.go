@@ -144,49 +144,6 @@ func TestOwnerFilters(t *testing.T) {
 	testFilters(t, l, cases, func() { l.serve(s) })
 }
 
-// TestOwnerUnknown has sockets that were there before the tracer: whose they
-// are has not been seen, nor whose what a listener among them accepts.
-func TestOwnerUnknown(t *testing.T) {
-	for _, family := range families {
-		t.Run(family.String(), func(t *testing.T) {
-			l := newLoop(t, family)
-			l.listen()
-			old := l.connectAll()
-			rec := record(t, nil)
-			want := walks{}
-			for _, p := range old {
-				l.closeInTurn(p.client, p.server)
-				want.add(p.client, clientThatClosesFirst[2:])
-				want.add(p.server, serverThatClosesLast[3:])
-			}
-			checkNobody(t, awaitWalks(rec, l.ns, want), tracer.RoleUnknown)
-
-			anew := []pair{l.connect(clientPort + connections)}
-			l.closeAll(anew, want)
-			l.close(l.listener)
-			want.add(l.listener, path(tracer.StateListen, tracer.StateClose))
-			awaitWalks(rec, l.ns, want)
-			sockets := walksOf(rec.stop())
-			checkOwners(t, sockets[anew[0].client.cookie])
-			checkNobody(t, sockets[anew[0].server.cookie], tracer.RoleServer)
-			checkNobody(t, sockets[l.listener.cookie], tracer.RoleServer)
-		})
-	}
-}
-
-// checkNobody expects sockets without an owner, and a dwell of all but the first
-// state that was seen.
-func checkNobody(t *testing.T, events []tracer.Event, role tracer.Role) {
-	t.Helper()
-	for _, walk := range walksOf(events) {
-		checkDwell(t, walk)
-	}
-	for _, ev := range events {
-		qt.Check(t, qt.Equals(ev.Owner, tracer.Owner{}), qt.Commentf("%v of %s", ev.Transition, ev.Owner.Comm()))
-		qt.Check(t, qt.Equals(ev.Role, role), qt.Commentf("%v", ev.Transition))
-	}
-}
-
 // TestOwnerBeyondFilter has a listener on every address, which a filter by
 // address does not let through. What it accepts passes, and has its owner.
 func TestOwnerBeyondFilter(t *testing.T) {

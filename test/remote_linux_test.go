@@ -26,6 +26,8 @@ type remote struct {
 }
 
 const (
+	remoteDevice = "tun-remote"
+
 	remotePort = 40001 // of the remote's first connection
 	remoteISN  = 1000
 
@@ -46,7 +48,7 @@ func newRemoteLoop(t testing.TB, family tracer.Family) (*loop, *remote) {
 		r.addr, l.addr, bits = netip.MustParseAddr("2001:db8:51::1"), netip.MustParseAddr("2001:db8:51::fe"), "/64"
 		nodad = []string{"nodad"}
 	}
-	const name = "tun-remote"
+	const name = remoteDevice
 	l.ns.Do(func() {
 		var err error
 		r.tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)

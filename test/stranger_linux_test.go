@@ -85,17 +85,22 @@ func (s *stranger) wait() {
 	qt.Assert(s.t, qt.IsNil(s.cmd.Wait()))
 }
 
-// cgroup is the directory of the cgroup that the stranger says it is in.
 func (s *stranger) cgroup() string {
 	s.t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", s.cmd.Process.Pid))
-	qt.Assert(s.t, qt.IsNil(err))
+	return cgroupOf(s.t, s.cmd.Process.Pid)
+}
+
+// cgroupOf is the directory of the cgroup that the process says it is in.
+func cgroupOf(t testing.TB, pid int) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	qt.Assert(t, qt.IsNil(err))
 	for line := range strings.Lines(string(text)) {
 		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return filepath.Join(cgroupRoot(s.t), path)
+			return filepath.Join(cgroupRoot(t), path)
 		}
 	}
-	s.t.Fatal("no version 2 cgroup")
+	t.Fatal("no version 2 cgroup")
 	return ""
 }
 

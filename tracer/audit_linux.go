@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -87,19 +89,24 @@ func (a *auditor) correction(cookie uint64) correction {
 	return a.corrections[cookie]
 }
 
-// claim puts every socket that is older than the tracer into the gauges.
+// claim puts every socket that is older than the tracer into the gauges, and
+// gives it the owner that has it open.
 func (a *auditor) claim(ctx context.Context) error {
 	a.auditing.Lock()
 	defer a.auditing.Unlock()
-	var missed CensusMissed
-	err := a.eachNetns(ctx, &missed, func(*netns) error {
-		_, err := a.walk()
-		return err
-	})
+	_, err := a.t.runIter(holdersProgram)
+	if err == nil {
+		var missed CensusMissed
+		err = a.eachNetns(ctx, &missed, func(*netns) error {
+			_, err := a.walk()
+			return err
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("count the sockets that are there: %w", err)
 	}
-	return a.t.coll.Variables["settled"].Set(true)
+	vars := a.t.coll.Variables
+	return errors.Join(vars["settled"].Set(true), vars["settled_ns"].Set(uint64(now(unix.CLOCK_MONOTONIC))))
 }
 
 // eachNetns calls visit in every network namespace of the host. What cannot be

@@ -246,6 +246,25 @@ const (
 	bpfFinwaitStateNUM_STATES   bpfFinwaitState = 13
 )
 
+type bpfFinwaitStuck struct {
+	_      structs.HostLayout
+	Cookie uint64
+	AgeNs  uint64
+	Who    bpfFinwaitWho
+	Tuple  struct {
+		_     structs.HostLayout
+		Laddr [16]uint8
+		Raddr [16]uint8
+		Netns uint32
+		Lport uint16
+		Rport uint16
+	}
+	Family  uint8
+	State   uint8
+	AtLeast uint8
+	Pad     [5]uint8
+}
+
 type bpfFinwaitSymbol uint32
 
 const (
@@ -297,6 +316,7 @@ const (
 	bpfMapEvents                 = "events"
 	bpfMapGauges                 = "gauges"
 	bpfMapHandoff                = "handoff"
+	bpfMapHolders                = "holders"
 	bpfMapLedger                 = "ledger"
 	bpfMapMatrix                 = "matrix"
 	bpfMapMigrated               = "migrated"
@@ -313,7 +333,9 @@ const (
 	bpfProgAuditRequests         = "audit_requests"
 	bpfProgClaim                 = "claim"
 	bpfProgCompleteHashdance     = "complete_hashdance"
+	bpfProgFindHolders           = "find_holders"
 	bpfProgFindNetns             = "find_netns"
+	bpfProgFindStuck             = "find_stuck"
 	bpfProgMigrateSock           = "migrate_sock"
 	bpfProgReceiveReset          = "receive_reset"
 	bpfProgReqskDestructor4      = "reqsk_destructor4"
@@ -377,6 +399,10 @@ const (
 	bpfVarRecordsAtTimeWait      = "records_at_time_wait"
 	bpfVarRecordsOn              = "records_on"
 	bpfVarSettled                = "settled"
+	bpfVarSettledNs              = "settled_ns"
+	bpfVarStuckMaybe             = "stuck_maybe"
+	bpfVarStuckNow               = "stuck_now"
+	bpfVarStuckOver              = "stuck_over"
 	bpfVarSymbols                = "symbols"
 	bpfVarTier                   = "tier"
 	bpfVarUnfollowedLive         = "unfollowed_live"
@@ -391,6 +417,7 @@ const (
 	bpfVarUnusedRole             = "unused_role"
 	bpfVarUnusedSide             = "unused_side"
 	bpfVarUnusedState            = "unused_state"
+	bpfVarUnusedStuck            = "unused_stuck"
 	bpfVarUnusedSymbol           = "unused_symbol"
 	bpfVarWalkClaimed            = "walk_claimed"
 	bpfVarWalkSeen               = "walk_seen"
@@ -443,7 +470,9 @@ type bpfProgramSpecs struct {
 	AuditRequests         *ebpf.ProgramSpec `ebpf:"audit_requests"`
 	Claim                 *ebpf.ProgramSpec `ebpf:"claim"`
 	CompleteHashdance     *ebpf.ProgramSpec `ebpf:"complete_hashdance"`
+	FindHolders           *ebpf.ProgramSpec `ebpf:"find_holders"`
 	FindNetns             *ebpf.ProgramSpec `ebpf:"find_netns"`
+	FindStuck             *ebpf.ProgramSpec `ebpf:"find_stuck"`
 	MigrateSock           *ebpf.ProgramSpec `ebpf:"migrate_sock"`
 	ReceiveReset          *ebpf.ProgramSpec `ebpf:"receive_reset"`
 	ReqskDestructor4      *ebpf.ProgramSpec `ebpf:"reqsk_destructor4"`
@@ -482,6 +511,7 @@ type bpfMapSpecs struct {
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Gauges       *ebpf.MapSpec `ebpf:"gauges"`
 	Handoff      *ebpf.MapSpec `ebpf:"handoff"`
+	Holders      *ebpf.MapSpec `ebpf:"holders"`
 	Ledger       *ebpf.MapSpec `ebpf:"ledger"`
 	Matrix       *ebpf.MapSpec `ebpf:"matrix"`
 	Migrated     *ebpf.MapSpec `ebpf:"migrated"`
@@ -537,6 +567,10 @@ type bpfVariableSpecs struct {
 	RecordsAtTimeWait  *ebpf.VariableSpec `ebpf:"records_at_time_wait"`
 	RecordsOn          *ebpf.VariableSpec `ebpf:"records_on"`
 	Settled            *ebpf.VariableSpec `ebpf:"settled"`
+	SettledNs          *ebpf.VariableSpec `ebpf:"settled_ns"`
+	StuckMaybe         *ebpf.VariableSpec `ebpf:"stuck_maybe"`
+	StuckNow           *ebpf.VariableSpec `ebpf:"stuck_now"`
+	StuckOver          *ebpf.VariableSpec `ebpf:"stuck_over"`
 	Symbols            *ebpf.VariableSpec `ebpf:"symbols"`
 	Tier               *ebpf.VariableSpec `ebpf:"tier"`
 	UnfollowedLive     *ebpf.VariableSpec `ebpf:"unfollowed_live"`
@@ -551,6 +585,7 @@ type bpfVariableSpecs struct {
 	UnusedRole         *ebpf.VariableSpec `ebpf:"unused_role"`
 	UnusedSide         *ebpf.VariableSpec `ebpf:"unused_side"`
 	UnusedState        *ebpf.VariableSpec `ebpf:"unused_state"`
+	UnusedStuck        *ebpf.VariableSpec `ebpf:"unused_stuck"`
 	UnusedSymbol       *ebpf.VariableSpec `ebpf:"unused_symbol"`
 	WalkClaimed        *ebpf.VariableSpec `ebpf:"walk_claimed"`
 	WalkSeen           *ebpf.VariableSpec `ebpf:"walk_seen"`
@@ -583,6 +618,7 @@ type bpfMaps struct {
 	Events       *ebpf.Map `ebpf:"events"`
 	Gauges       *ebpf.Map `ebpf:"gauges"`
 	Handoff      *ebpf.Map `ebpf:"handoff"`
+	Holders      *ebpf.Map `ebpf:"holders"`
 	Ledger       *ebpf.Map `ebpf:"ledger"`
 	Matrix       *ebpf.Map `ebpf:"matrix"`
 	Migrated     *ebpf.Map `ebpf:"migrated"`
@@ -605,6 +641,7 @@ func (m *bpfMaps) Close() error {
 		m.Events,
 		m.Gauges,
 		m.Handoff,
+		m.Holders,
 		m.Ledger,
 		m.Matrix,
 		m.Migrated,
@@ -661,6 +698,10 @@ type bpfVariables struct {
 	RecordsAtTimeWait  *ebpf.Variable `ebpf:"records_at_time_wait"`
 	RecordsOn          *ebpf.Variable `ebpf:"records_on"`
 	Settled            *ebpf.Variable `ebpf:"settled"`
+	SettledNs          *ebpf.Variable `ebpf:"settled_ns"`
+	StuckMaybe         *ebpf.Variable `ebpf:"stuck_maybe"`
+	StuckNow           *ebpf.Variable `ebpf:"stuck_now"`
+	StuckOver          *ebpf.Variable `ebpf:"stuck_over"`
 	Symbols            *ebpf.Variable `ebpf:"symbols"`
 	Tier               *ebpf.Variable `ebpf:"tier"`
 	UnfollowedLive     *ebpf.Variable `ebpf:"unfollowed_live"`
@@ -675,6 +716,7 @@ type bpfVariables struct {
 	UnusedRole         *ebpf.Variable `ebpf:"unused_role"`
 	UnusedSide         *ebpf.Variable `ebpf:"unused_side"`
 	UnusedState        *ebpf.Variable `ebpf:"unused_state"`
+	UnusedStuck        *ebpf.Variable `ebpf:"unused_stuck"`
 	UnusedSymbol       *ebpf.Variable `ebpf:"unused_symbol"`
 	WalkClaimed        *ebpf.Variable `ebpf:"walk_claimed"`
 	WalkSeen           *ebpf.Variable `ebpf:"walk_seen"`
@@ -689,7 +731,9 @@ type bpfPrograms struct {
 	AuditRequests         *ebpf.Program `ebpf:"audit_requests"`
 	Claim                 *ebpf.Program `ebpf:"claim"`
 	CompleteHashdance     *ebpf.Program `ebpf:"complete_hashdance"`
+	FindHolders           *ebpf.Program `ebpf:"find_holders"`
 	FindNetns             *ebpf.Program `ebpf:"find_netns"`
+	FindStuck             *ebpf.Program `ebpf:"find_stuck"`
 	MigrateSock           *ebpf.Program `ebpf:"migrate_sock"`
 	ReceiveReset          *ebpf.Program `ebpf:"receive_reset"`
 	ReqskDestructor4      *ebpf.Program `ebpf:"reqsk_destructor4"`
@@ -724,7 +768,9 @@ func (p *bpfPrograms) Close() error {
 		p.AuditRequests,
 		p.Claim,
 		p.CompleteHashdance,
+		p.FindHolders,
 		p.FindNetns,
+		p.FindStuck,
 		p.MigrateSock,
 		p.ReceiveReset,
 		p.ReqskDestructor4,

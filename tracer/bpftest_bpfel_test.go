@@ -121,6 +121,7 @@ const (
 	bpfTestVarProfileBy        = "profile_by"
 	bpfTestVarProfilesFull     = "profiles_full"
 	bpfTestVarSettled          = "settled"
+	bpfTestVarSettledNs        = "settled_ns"
 	bpfTestVarTier             = "tier"
 	bpfTestVarUnfollowedLive   = "unfollowed_live"
 	bpfTestVarUnusedEmit       = "unused_emit"
@@ -225,6 +226,7 @@ type bpfTestVariableSpecs struct {
 	ProfileBy        *ebpf.VariableSpec `ebpf:"profile_by"`
 	ProfilesFull     *ebpf.VariableSpec `ebpf:"profiles_full"`
 	Settled          *ebpf.VariableSpec `ebpf:"settled"`
+	SettledNs        *ebpf.VariableSpec `ebpf:"settled_ns"`
 	Tier             *ebpf.VariableSpec `ebpf:"tier"`
 	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.VariableSpec `ebpf:"unused_emit"`
@@ -318,6 +320,7 @@ type bpfTestVariables struct {
 	ProfileBy        *ebpf.Variable `ebpf:"profile_by"`
 	ProfilesFull     *ebpf.Variable `ebpf:"profiles_full"`
 	Settled          *ebpf.Variable `ebpf:"settled"`
+	SettledNs        *ebpf.Variable `ebpf:"settled_ns"`
 	Tier             *ebpf.Variable `ebpf:"tier"`
 	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.Variable `ebpf:"unused_emit"`

@@ -5,7 +5,6 @@ package tracer
 import (
 	"context"
 	"iter"
-	"net/netip"
 	"time"
 	"unsafe"
 
@@ -38,8 +37,8 @@ func decodeConn(c *Conn, record []byte, clock *clock) bool {
 		Cookie:           raw.Cookie,
 		Netns:            raw.Tuple.Netns,
 		Family:           Family(raw.Family),
-		Local:            netip.AddrPortFrom(netip.AddrFrom16(raw.Tuple.Laddr).Unmap(), raw.Tuple.Lport),
-		Remote:           netip.AddrPortFrom(netip.AddrFrom16(raw.Tuple.Raddr).Unmap(), raw.Tuple.Rport),
+		Local:            addrPort(raw.Tuple.Laddr, raw.Tuple.Lport),
+		Remote:           addrPort(raw.Tuple.Raddr, raw.Tuple.Rport),
 		Owner:            decodeOwner(&raw.Who),
 		Role:             Role(raw.Who.Role),
 		Counted:          raw.Counted != 0,

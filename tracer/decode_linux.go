@@ -31,8 +31,8 @@ func decodeEvent(e *Event, record []byte, clock *clock) bool {
 		Cookie:     raw.Cookie,
 		Netns:      raw.Tuple.Netns,
 		Family:     Family(raw.Family),
-		Local:      netip.AddrPortFrom(netip.AddrFrom16(raw.Tuple.Laddr).Unmap(), raw.Tuple.Lport),
-		Remote:     netip.AddrPortFrom(netip.AddrFrom16(raw.Tuple.Raddr).Unmap(), raw.Tuple.Rport),
+		Local:      addrPort(raw.Tuple.Laddr, raw.Tuple.Lport),
+		Remote:     addrPort(raw.Tuple.Raddr, raw.Tuple.Rport),
 		Owner:      decodeOwner(&raw.Who),
 		Role:       Role(raw.Who.Role),
 		Evidence:   Evidence(raw.Evidence),
@@ -40,6 +40,11 @@ func decodeEvent(e *Event, record []byte, clock *clock) bool {
 		Side:       Side(raw.Side),
 	}
 	return true
+}
+
+// addrPort takes IPv4 out of the IPv6 in which the kernel side has it.
+func addrPort(addr [16]byte, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(addr).Unmap(), port)
 }
 
 func decodeOwner(who *bpfFinwaitWho) Owner {

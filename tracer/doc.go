@@ -26,6 +26,11 @@
 // [Cgroups] finds the path of the cgroup that an owner was in, and in it the
 // container and the pod ([ParseCgroupPath]).
 //
+// # What is stuck
+//
+// [Tracer.Stuck] is the sockets that have been in their state for too long, with
+// the process that owns them.
+//
 // # Requirements
 //
 // Linux 5.12 with BTF (/sys/kernel/btf/vmlinux), little-endian, and root or

@@ -86,6 +86,8 @@ func (f Family) String() string {
 // a socket is accepted it has its listener's owner. It is the process as it was
 // at that call, which may have ended since, or have passed the socket on: to a
 // child, or to another process through a UNIX socket. It is still the owner.
+// Of a socket that is older than the tracer it is the process that had it open
+// when the tracer began, among those that the tracer's PID namespace shows.
 type Owner struct {
 	// Origin says how the owner was learnt. If it is OriginUnknown, no other
 	// field is valid.
@@ -133,7 +135,8 @@ const (
 	// is not known before the process closes the socket or shuts it down.
 	OriginAccept
 	// OriginSnapshot is a process that had the socket open when the tracer
-	// began.
+	// began: of several the one that opened it, if that can be told, and else
+	// the oldest. What such a listener accepts has its owner too.
 	OriginSnapshot
 )
 

@@ -26,10 +26,12 @@ const stateTracepoint = "inet_sock_set_state"
 var statePrograms = []string{"receive_reset", "set_state_softirq", "set_state", "set_state_again", "set_state_last"}
 
 // claimProgram goes through the sockets of a network namespace (bpf/claim.h),
-// findProgram through the open files of the host (bpf/namespaces.h).
+// findProgram and holdersProgram through the open files of the host
+// (bpf/namespaces.h, bpf/owners.h).
 const (
-	claimProgram = "claim"
-	findProgram  = "find_netns"
+	claimProgram   = "claim"
+	findProgram    = "find_netns"
+	holdersProgram = "find_holders"
 )
 
 // auditPrograms are the programs that go through a map for an audit, by name,

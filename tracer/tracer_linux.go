@@ -134,7 +134,7 @@ func (t *Tracer) attach() error {
 			return err
 		}
 	}
-	for _, program := range []string{claimProgram, findProgram} {
+	for _, program := range []string{claimProgram, findProgram, holdersProgram, stuckProgram} {
 		if err := t.attachIter(program, nil); err != nil {
 			return err
 		}

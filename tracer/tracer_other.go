@@ -49,6 +49,9 @@ func (*Tracer) Audit(context.Context) (*Audit, error) { return nil, ErrNotSuppor
 // LastAudit returns the zero Audit.
 func (*Tracer) LastAudit() Audit { return Audit{} }
 
+// Stuck returns [ErrNotSupported].
+func (*Tracer) Stuck(context.Context, *StuckOptions) (*Stuck, error) { return nil, ErrNotSupported }
+
 // Counters returns [ErrNotSupported].
 func (*Tracer) Counters() (Counters, error) { return Counters{}, ErrNotSupported }
 

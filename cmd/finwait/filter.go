@@ -34,7 +34,7 @@ func (f *filterFlags) add(cmd *cobra.Command) {
 	f.addSockets(cmd)
 }
 
-// addSockets adds those that choose sockets.
+// addSockets adds the flags that choose sockets, whatever they do.
 func (f *filterFlags) addSockets(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	list := func(into *[]string, name, usage string) { flags.StringSliceVar(into, name, nil, usage) }

@@ -94,11 +94,12 @@ before; and how many sockets are in each state now.`,
   finwait count                               sockets in each state
   finwait count --by process --watch 1s
   finwait profile --duration 1m               how long sockets stay in each state
+  finwait stuck                               what sits in a state for too long, and whose it is
   finwait explain CLOSE_WAIT
   finwait features                            whether and how it works on this host`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newExplainCommand(), newFeaturesCommand())
+	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newExplainCommand(), newFeaturesCommand())
 	return root
 }

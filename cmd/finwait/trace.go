@@ -22,10 +22,10 @@ func newTraceCommand() *cobra.Command {
 from which state to which, and how long it was in the first. Filters run in the
 kernel; several values of one are alternatives, several filters must all match.
 
-The owner is the process that called connect or listen, and is blank when it is
-not known; json, csv and logfmt also tell the container and the pod that it was
-in. Ends with Ctrl-C and then says on standard error how many transitions were
-seen, printed and lost.`,
+The owner is the process that opened the socket, or that had it open when finwait
+began, and is blank when it is not known; json, csv and logfmt also tell the
+container and the pod that it was in. Ends with Ctrl-C and then says on standard
+error how many transitions were seen, printed and lost.`,
 		Example: `  finwait trace --state TIME_WAIT
   finwait trace --transition FIN_WAIT2:TIME_WAIT,CLOSING:TIME_WAIT --format json
   finwait trace --lport 443 --addr 10.0.0.0/8 --duration 30s

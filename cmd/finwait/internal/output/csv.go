@@ -36,20 +36,23 @@ func (e csvEncoder) AppendConn(dst []byte, c *tracer.Conn) []byte {
 }
 
 func appendCSV(dst []byte, fields []field, r *record) []byte {
-	var scratch [textRoom]byte
 	for i, f := range fields {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		switch {
-		case !f.known(r):
-		case f.text():
-			dst = appendCSVText(dst, f.append(scratch[:0], r))
-		default:
-			dst = f.append(dst, r)
+		if f.known(r) {
+			dst = appendCSVValue(dst, f, r)
 		}
 	}
 	return append(dst, '\n')
+}
+
+func appendCSVValue(dst []byte, f field, r *record) []byte {
+	if f.text() {
+		var scratch [textRoom]byte
+		return appendCSVText(dst, f.append(scratch[:0], r))
+	}
+	return f.append(dst, r)
 }
 
 // appendCSVText appends one cell of text that somebody else chose: escaped by

@@ -30,16 +30,15 @@ func appendLogfmt(dst []byte, fields []field, r *record) []byte {
 		}
 		dst = append(dst, fieldNames[f]...)
 		dst = append(dst, '=')
-		if f.text() {
-			dst = appendLogfmtText(dst, f, r)
-		} else {
-			dst = f.append(dst, r)
-		}
+		dst = appendLogfmtValue(dst, f, r)
 	}
 	return append(dst, '\n')
 }
 
-func appendLogfmtText(dst []byte, f field, r *record) []byte {
+func appendLogfmtValue(dst []byte, f field, r *record) []byte {
+	if !f.text() {
+		return f.append(dst, r)
+	}
 	var scratch [textRoom]byte
 	text := f.append(scratch[:0], r)
 	if isBare(text) {

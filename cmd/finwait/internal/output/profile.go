@@ -176,13 +176,13 @@ func appendBar(dst []byte, bucket int, n, most uint64) []byte {
 
 // right appends text so that it ends before that column, one space at least
 // before it.
-func (r *row) rightText(text string, end int) { r.right([]byte(text), end) }
+func (r *row) rightText(text string, end int) { r.rightBefore([]byte(text), end) }
 
-func (r *row) rightNumber(n uint64, end int) { r.right(strconv.AppendUint(nil, n, 10), end) }
+func (r *row) rightNumber(n uint64, end int) { r.rightBefore(strconv.AppendUint(nil, n, 10), end) }
 
-func (r *row) rightDuration(d time.Duration, end int) { r.right(AppendDuration(nil, d), end) }
+func (r *row) rightDuration(d time.Duration, end int) { r.rightBefore(AppendDuration(nil, d), end) }
 
-func (r *row) right(text []byte, end int) {
+func (r *row) rightBefore(text []byte, end int) {
 	width := len([]rune(string(text)))
 	r.to(end - width)
 	r.advance(width, append(r.buf, text...))

@@ -204,12 +204,16 @@ func (r *row) state(name, tint string, color bool) {
 
 func (r *row) dwell(d time.Duration) {
 	var scratch [16]byte
-	text := AppendDuration(scratch[:0], d)
-	width := utf8.RuneCount(text)
-	for range dwellWidth - width {
+	r.right(dwellWidth, AppendDuration(scratch[:0], d))
+}
+
+// right appends text with spaces before it up to that width.
+func (r *row) right(width int, text []byte) {
+	n := utf8.RuneCount(text)
+	for range width - n {
 		r.text(" ")
 	}
-	r.advance(width, append(r.buf, text...))
+	r.advance(n, append(r.buf, text...))
 }
 
 // owner appends as much of the owner as fits in room columns. comm is how many
