@@ -54,6 +54,22 @@ func ExampleTracer_Counters() {
 	}
 }
 
+func ExampleTracer_Stuck() {
+	t, err := tracer.New(nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer t.Close()
+
+	stuck, err := t.Stuck(context.Background(), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, g := range stuck.ByProcess() {
+		fmt.Printf("%d in %v of %q, the oldest for %v\n", g.Sockets, g.State, g.Owner.Comm(), g.Oldest)
+	}
+}
+
 func ExampleParseTransition() {
 	t, err := tracer.ParseTransition("fin_wait2->time_wait")
 	if err != nil {
