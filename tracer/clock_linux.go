@@ -10,12 +10,13 @@ import (
 )
 
 // clockAge is how long an offset between the clocks is used before it is
-// measured again, since the wall clock is stepped and slewed.
+// measured again, since the wall clock can be set.
 const clockAge = uint64(time.Second)
 
 // clock turns the kernel's monotonic time into wall-clock time.
 type clock struct {
 	offset     int64  // wall - monotonic
+	error      int64  // by how much that may be off
 	measuredAt uint64 // monotonic
 }
 
@@ -28,18 +29,23 @@ func (c *clock) wall(monotonic uint64) time.Time {
 }
 
 // measure reads both clocks a few times and goes by the quickest: in between,
-// the thread may have been off its CPU.
+// the thread may have been off its CPU. What NTP does, it does to both clocks, so
+// that the offset stays what it was, as far as can be told, unless the wall clock
+// is set: two events do not change places because one came after a measurement.
 func (c *clock) measure() {
 	const attempts = 5
-	for best, i := int64(math.MaxInt64), 0; i < attempts; i++ {
+	offset, best := int64(0), int64(math.MaxInt64)
+	for range attempts {
 		before := now(unix.CLOCK_MONOTONIC)
 		wall := now(unix.CLOCK_REALTIME)
 		after := now(unix.CLOCK_MONOTONIC)
 		if took := after - before; took < best {
-			best = took
-			c.offset = wall - before - took/2
+			best, offset = took, wall-before-took/2
 		}
 		c.measuredAt = uint64(after)
+	}
+	if off := max(offset-c.offset, c.offset-offset); c.offset == 0 || off > best+c.error {
+		c.offset, c.error = offset, best
 	}
 }
 
