@@ -73,6 +73,7 @@ var forked struct {
 		fd     [2]int32
 	}
 	program [16]byte
+	argv    [2]uintptr
 	one     int32
 	size    uint32
 	timeout unix.Timeval
@@ -83,6 +84,7 @@ func layForked() {
 	f := &forked
 	f.one, f.timeout.Sec = 1, 30
 	copy(f.program[:], "/bin/true")
+	f.argv[0] = uintptr(unsafe.Pointer(&f.program))
 	f.iovec = unix.Iovec{Base: &f.mode[0], Len: 1}
 	f.control.header = unix.Cmsghdr{Len: unix.SizeofCmsghdr + 4, Level: unix.SOL_SOCKET, Type: unix.SCM_RIGHTS}
 	f.message = unix.Msghdr{Iov: &f.iovec, Iovlen: 1, Control: (*byte)(unsafe.Pointer(&f.control))}
@@ -295,7 +297,7 @@ func finish(fd uintptr, end uint32) {
 	case endByExit:
 		exit(0)
 	case endByExec:
-		call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&forked.program)), 0, 0, 0, 0)
+		call(unix.SYS_EXECVE, uintptr(unsafe.Pointer(&forked.program)), uintptr(unsafe.Pointer(&forked.argv)), 0, 0, 0)
 	default:
 		give(fd, end)
 	}
