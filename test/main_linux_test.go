@@ -25,6 +25,7 @@ var others = []struct {
 	{strangerCall, func(call string) error { return beStranger(call, os.Getenv(strangerAddr)) }},
 	{swarmAddr, func(addr string) error { return beSwarm(addr, os.Getenv(swarmCount)) }},
 	{bystanderAddr, beBystander},
+	{httpRole, beHTTP},
 }
 
 func TestMain(m *testing.M) {
