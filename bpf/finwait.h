@@ -252,6 +252,7 @@ enum finwait_symbol {
 	SYMBOL_TCP_WRITE_TIMER_HANDLER,
 	SYMBOL_TCP_CLOSE,
 	SYMBOL_TCP_DISCONNECT,
+	SYMBOL_LISTEN_START,
 	/* Beyond these the stack is that of whoever was interrupted. */
 	SYMBOL_RUN_TIMER_SOFTIRQ,
 	SYMBOL_HANDLE_SOFTIRQS,

@@ -106,7 +106,9 @@ static __always_inline __u8 process_ended(__u32 facts, __u32 by, __u32 old)
 
 	if (old == SYN_SENT && facts & REFUSED)
 		return REASON_REFUSED;
-	if (old == LISTEN || old == SYN_SENT)
+	if (old == LISTEN) /* closed by its own protocol, if MPTCP is above it */
+		return by & CALLED_BY(LISTEN_START) ? REASON_LOCAL_ERROR : REASON_CLOSED;
+	if (old == SYN_SENT)
 		return close || disconnect ? REASON_CLOSED : REASON_LOCAL_ERROR;
 	if (disconnect) {
 		if (!(facts & GRAFTED)) /* inet_csk_listen_stop */

@@ -57,12 +57,13 @@ static __always_inline bool opened_here(const struct sock *sk)
 
 /*
  * Who has accepted the socket, where no probe has said so: whoever opened its
- * file, if that is who calls now, to close it as a rule.
+ * file, if that is who calls now, to close it as a rule. The probe tier needs it
+ * where the kernel has no security_sock_graft.
  */
 static __always_inline void learn_accept(struct finwait_who *who, const struct sock *sk, __u8 old)
 {
-	if (tier == EVIDENCE_TIMER && who->role == ROLE_SERVER && who->origin < ORIGIN_ACCEPT &&
-	    old != LISTEN && sk->sk_lock.owned && opened_here(sk))
+	if (who->role == ROLE_SERVER && who->origin != ORIGIN_ACCEPT && old != LISTEN && sk->sk_lock.owned &&
+	    opened_here(sk))
 		take_owner(who, ORIGIN_ACCEPT);
 }
 

@@ -16,16 +16,25 @@ const (
 	actorUID  = "FINWAIT_TEST_ACTOR_UID"
 )
 
+// others are what this binary is, instead of tests, when the variable is set.
+var others = []struct {
+	variable string
+	be       func(value string) error
+}{
+	{actorPort, func(port string) error { return act(port, os.Getenv(actorUID)) }},
+	{strangerCall, func(call string) error { return beStranger(call, os.Getenv(strangerAddr)) }},
+	{swarmAddr, func(addr string) error { return beSwarm(addr, os.Getenv(swarmCount)) }},
+	{bystanderAddr, beBystander},
+	{httpRole, beHTTP},
+}
+
 func TestMain(m *testing.M) {
-	if port := os.Getenv(actorPort); port != "" {
-		if err := act(port, os.Getenv(actorUID)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	for _, o := range others {
+		value := os.Getenv(o.variable)
+		if value == "" {
+			continue
 		}
-		os.Exit(0)
-	}
-	if call := os.Getenv(strangerCall); call != "" {
-		if err := beStranger(call, os.Getenv(strangerAddr)); err != nil {
+		if err := o.be(value); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

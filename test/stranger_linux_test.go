@@ -20,8 +20,8 @@ import (
 // A stranger is this binary run once more as another process, of another name,
 // user and cgroup. It makes one side of the connections, closes first, and ends.
 //
-// strangerCall says what it calls: connect or listen. It does so from a thread
-// with a name of its own.
+// strangerCall says what it calls: connect, listen, or one of those that accept
+// (acceptAndClose and others). It does so from a thread with a name of its own.
 const (
 	strangerCall = "FINWAIT_TEST_STRANGER_CALL"
 	strangerAddr = "FINWAIT_TEST_STRANGER_ADDR"
@@ -41,8 +41,8 @@ type stranger struct {
 }
 
 // newStranger starts a stranger in the namespace, and in the cgroup of that
-// directory. It waits to be told to go on.
-func newStranger(l *loop, call, cgroup string) *stranger {
+// directory, with the files from descriptor 3 on. It waits to be told to go on.
+func newStranger(l *loop, call, cgroup string, files ...*os.File) *stranger {
 	l.t.Helper()
 	exe, err := os.Executable()
 	l.must("executable", err)
@@ -56,6 +56,7 @@ func newStranger(l *loop, call, cgroup string) *stranger {
 	at := netip.AddrPortFrom(l.addr, listenPort)
 	s.cmd.Env = append(os.Environ(), strangerCall+"="+call, strangerAddr+"="+at.String())
 	s.cmd.Stderr = os.Stderr
+	s.cmd.ExtraFiles = files
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	s.stdin, err = s.cmd.StdinPipe()
 	l.must("pipe", err)
@@ -167,13 +168,27 @@ func onOtherThread(f func()) {
 	<-done
 }
 
+// awaitWord waits until the stranger is told to go on.
+func awaitWord() error {
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		return fmt.Errorf("wait: %w", err)
+	}
+	return nil
+}
+
 func callOut(call string, at netip.AddrPort) error {
 	if err := os.WriteFile("/proc/thread-self/comm", []byte(threadComm), 0); err != nil {
 		return fmt.Errorf("name thread: %w", err)
 	}
 	fmt.Println("ready")
-	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
-		return fmt.Errorf("wait: %w", err)
+	if err := awaitWord(); err != nil {
+		return err
+	}
+	switch call {
+	case acceptAndClose, acceptAndShutdown, acceptAndExec:
+		return acceptInherited(call)
+	case closeInherited:
+		return closeAllInherited()
 	}
 	domain := unix.AF_INET
 	if at.Addr().Is6() {

@@ -288,10 +288,11 @@ const (
 	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER_HANDLER bpfFinwaitSymbol = 17
 	bpfFinwaitSymbolSYMBOL_TCP_CLOSE               bpfFinwaitSymbol = 18
 	bpfFinwaitSymbolSYMBOL_TCP_DISCONNECT          bpfFinwaitSymbol = 19
-	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ       bpfFinwaitSymbol = 20
-	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS         bpfFinwaitSymbol = 21
-	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ              bpfFinwaitSymbol = 22
-	bpfFinwaitSymbolNUM_SYMBOLS                    bpfFinwaitSymbol = 23
+	bpfFinwaitSymbolSYMBOL_LISTEN_START            bpfFinwaitSymbol = 20
+	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ       bpfFinwaitSymbol = 21
+	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS         bpfFinwaitSymbol = 22
+	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ              bpfFinwaitSymbol = 23
+	bpfFinwaitSymbolNUM_SYMBOLS                    bpfFinwaitSymbol = 24
 )
 
 type bpfFinwaitWho struct {

@@ -132,7 +132,8 @@ const (
 	// not known to be accepted the process that called listen on its listener.
 	OriginListen
 	// OriginAccept is the process that called accept. With EvidenceTimer that
-	// is not known before the process closes the socket or shuts it down.
+	// is not known before the process closes the socket or shuts it down. Of
+	// what carries MPTCP it is hardly ever known.
 	OriginAccept
 	// OriginSnapshot is a process that had the socket open when the tracer
 	// began: of several the one that opened it, if that can be told, and else

@@ -36,6 +36,7 @@ var symbolNames = [bpfFinwaitSymbolNUM_SYMBOLS]string{
 	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER_HANDLER: "tcp_write_timer_handler",
 	bpfFinwaitSymbolSYMBOL_TCP_CLOSE:               "__tcp_close",
 	bpfFinwaitSymbolSYMBOL_TCP_DISCONNECT:          "tcp_disconnect",
+	bpfFinwaitSymbolSYMBOL_LISTEN_START:            "inet_csk_listen_start",
 	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ:       "run_timer_softirq",
 	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS:         "handle_softirqs",
 	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ:              "__do_softirq",

@@ -8,9 +8,9 @@
 modules=(inet_diag tcp_diag tun)
 
 # The system's own programs for the tests and for whoever looks into a guest.
-# The first are needed.
+# The first are needed; of the others, TestPrograms has to have all but hping3.
 tools=(bash ip ss nsenter bpftool netstat setpriv unshare prlimit)
-optional_tools=(hping3)
+optional_tools=(hping3 nginx wrk curl redis-server redis-benchmark)
 
 # pack DIR FILE makes an archive of a folder.
 pack() {
