@@ -223,7 +223,8 @@ _Static_assert(sizeof(struct finwait_matrix) == NUM_STATES * NUM_STATES * 8, "ma
 struct finwait_gauge {
 	__u64 entered[NUM_STATES];
 	__u64 left[NUM_STATES];
-	__u32 netns; /* inode number; 0 in the rows of CPUs that have written nothing */
+	__u64 born_ns; /* when this CPU first wrote; 0 if it has not */
+	__u32 netns; /* inode number; 0 if it has not */
 	__u32 __pad;
 };
 

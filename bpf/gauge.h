@@ -34,8 +34,10 @@ static __always_inline void gauge_move(__u64 net, __u32 netns, __u32 old, __u32 
 	g = bpf_map_lookup_elem(&gauges, &net) ?: gauge_insert(net);
 	if (!g)
 		return;
-	if (!g->netns)
+	if (!g->netns) {
 		g->netns = netns;
+		g->born_ns = bpf_ktime_get_ns();
+	}
 	barrier_var(old);
 	barrier_var(new);
 	if (old != CLOSE && old < NUM_STATES)

@@ -194,10 +194,43 @@ func (a *auditor) audit(ctx context.Context, thorough bool) (*Audit, error) {
 		return nil, err
 	}
 	a.corrected.Add(result.Claimed.Total())
+	if err := a.removeSuperseded(result); err != nil {
+		return nil, err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = *result
 	return result, nil
+}
+
+// removeSuperseded deletes the rows of namespaces that are gone for sure. What
+// is left in one has not been seen to end.
+func (a *auditor) removeSuperseded(result *Audit) error {
+	rows, err := a.t.gaugeRows()
+	if err != nil {
+		return err
+	}
+	for cookie := range superseded(rows) {
+		if err := a.t.coll.Maps["gauges"].Delete(cookie); err != nil {
+			return fmt.Errorf("delete gauges: %w", err)
+		}
+		a.forget(cookie, rows[cookie], result)
+	}
+	return nil
+}
+
+func (a *auditor) forget(cookie uint64, row *gaugeRow, result *Audit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	by := a.corrections[cookie]
+	for _, s := range States() {
+		if n := row.of(s, by); n != 0 {
+			result.Differences = append(result.Differences, Difference{Netns: row.netns, State: s, Gauge: n})
+			a.corrected.Add(uint64(max(n, -n)))
+		}
+	}
+	delete(a.corrections, cookie)
+	a.deleted++
 }
 
 // removeStale takes out of the maps what the kernel no longer has.

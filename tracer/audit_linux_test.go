@@ -66,3 +66,12 @@ func TestGauges(t *testing.T) {
 	qt.Check(t, qt.Equals(g.States(), StateCounts{StateListen: 3, StateNewSynRecv: 3, StateSynRecv: 1}))
 	qt.Check(t, qt.Equals(g.States().Folded(), StateCounts{StateListen: 3, StateSynRecv: 4}))
 }
+
+// Of rows with the same inode number only the youngest is that of a namespace
+// that is there.
+func TestSuperseded(t *testing.T) {
+	rows := map[uint64]*gaugeRow{
+		1: {netns: 7, born: 30}, 2: {netns: 7, born: 10}, 3: {netns: 7, born: 20}, 4: {netns: 8, born: 5}, 0: {netns: 0},
+	}
+	qt.Check(t, qt.DeepEquals(superseded(rows), map[uint64]bool{2: true, 3: true}))
+}

@@ -97,6 +97,7 @@ type bpfFinwaitGauge struct {
 	_       structs.HostLayout
 	Entered [13]uint64
 	Left    [13]uint64
+	BornNs  uint64
 	Netns   uint32
 	Pad     uint32
 }

@@ -31,17 +31,11 @@ func (t *Tracer) Gauges(ctx context.Context) (*Gauges, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gauges: %w", err)
 	}
-	sums := map[uint32]*NetnsGauges{} // an inode number may have been used twice
+	dead := superseded(rows)
 	for cookie, row := range rows {
-		states := row.states(t.auditor.correction(cookie))
-		if sum := sums[row.netns]; sum != nil {
-			sum.States.add(&states)
-			continue
+		if !dead[cookie] {
+			g.Netns = append(g.Netns, NetnsGauges{row.netns, row.states(t.auditor.correction(cookie))})
 		}
-		sums[row.netns] = &NetnsGauges{row.netns, states}
-	}
-	for _, sum := range sums {
-		g.Netns = append(g.Netns, *sum)
 	}
 	slices.SortFunc(g.Netns, func(a, b NetnsGauges) int { return cmp.Compare(a.Netns, b.Netns) })
 	return g, nil
@@ -52,6 +46,7 @@ func (t *Tracer) Gauges(ctx context.Context) (*Gauges, error) {
 type gaugeRow struct {
 	found         bool   // there is one
 	netns         uint32 // inode number; 0 for that of no one namespace
+	born          uint64 // when it was first written; 0 if it has not been
 	entered, left [numStates]uint64
 }
 
@@ -59,6 +54,9 @@ func sumGauges(perCPU []bpfFinwaitGauge) *gaugeRow {
 	r := &gaugeRow{found: true}
 	for i := range perCPU {
 		r.netns = max(r.netns, perCPU[i].Netns) // 0 where a CPU has written nothing
+		if born := perCPU[i].BornNs; born != 0 && (r.born == 0 || born < r.born) {
+			r.born = born
+		}
 		for s := range perCPU[i].Entered {
 			r.entered[s] += perCPU[i].Entered[s]
 			r.left[s] += perCPU[i].Left[s]
@@ -81,6 +79,26 @@ func (r *gaugeRow) states(by correction) (c StateCounts) {
 
 func (r *gaugeRow) of(s State, by correction) int64 {
 	return int64(r.entered[s]-r.left[s]) + by[s]
+}
+
+// superseded returns the cookies of namespaces that are gone, as a younger one
+// shows that has their inode number.
+func superseded(rows map[uint64]*gaugeRow) map[uint64]bool {
+	dead := map[uint64]bool{}
+	youngest := map[uint32]uint64{} // cookies by inode number
+	for cookie, row := range rows {
+		other, known := youngest[row.netns]
+		switch {
+		case !known:
+			youngest[row.netns] = cookie
+		case rows[other].born < row.born:
+			youngest[row.netns] = cookie
+			dead[other] = true
+		default:
+			dead[cookie] = true
+		}
+	}
+	return dead
 }
 
 func (r *gaugeRow) empty(by correction) bool {
