@@ -22,6 +22,7 @@ import (
 type telling struct {
 	tracer.Transition
 	Reason tracer.Reason
+	Side   tracer.Side
 	Role   tracer.Role
 }
 
@@ -37,7 +38,7 @@ func tellings(events []tracer.Event) map[string][]telling {
 	}
 	for _, ev := range events {
 		key := fmt.Sprint(ev.Netns, " ", ev.Local.Addr(), " ", cmp.Or(ev.Local.Port(), ports[ev.Cookie]), " ", ev.Remote)
-		told[key] = append(told[key], telling{ev.Transition, ev.Reason, ev.Role})
+		told[key] = append(told[key], telling{ev.Transition, ev.Reason, ev.Side, ev.Role})
 	}
 	return told
 }
@@ -100,6 +101,8 @@ func TestTiers(t *testing.T) {
 	var told []map[string][]telling
 	for _, rec := range recorders {
 		checkAudit(t, rec.tracer)
+		_, err := rec.tracer.Stuck(t.Context(), nil)
+		qt.Check(t, qt.IsNil(err))
 		checkRuns(t, rec.tracer)
 		told = append(told, tellings(only(rec.stop(), func(ev *tracer.Event) bool { return spaces[ev.Netns] })))
 		qt.Check(t, qt.IsTrue(len(told[0]) > 1000), qt.Commentf("%d sockets", len(told[0])))
