@@ -164,6 +164,7 @@ struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
 	__u8 icsk_syn_retries;
 	__u32 icsk_user_timeout;
+	__u32 icsk_probes_tstamp;
 };
 
 /* include/linux/tcp.h */
@@ -172,6 +173,7 @@ struct tcp_sock {
 	__u32 snd_una;
 	__u32 write_seq;
 	int linger2;
+	__u8 repair : 1;
 	__u8 syn_data_acked : 1;
 };
 
