@@ -77,9 +77,13 @@ __noinline __u32 symbols_in(const struct callstack *s, __u32 depth, bool ended)
 	return found & ~INTERRUPTED;
 }
 
+#define STACK_UNKNOWN (1U << 31)
+_Static_assert(NUM_SYMBOLS <= 31, "more symbols than bits");
+
 /*
  * The symbols on the kernel's stack as a set of bits. What lies beyond a softirq
- * is not a caller but whoever was interrupted. ended asks for tcp_time_wait too.
+ * is not a caller but whoever was interrupted. ended asks for tcp_time_wait too,
+ * and for STACK_UNKNOWN where there is nothing to look at.
  *
  * A program's own stack has no room for the kernel's: it is read into a place of
  * the CPU's, one for each program that was interrupted here doing the same.
@@ -87,12 +91,12 @@ __noinline __u32 symbols_in(const struct callstack *s, __u32 depth, bool ended)
 static __always_inline __u32 callers(void *ctx, bool ended)
 {
 	struct scratch *here = scratch_here();
+	__u32 found = ended ? STACK_UNKNOWN : 0;
 	struct callstack *s;
-	__u32 found = 0;
 	long size;
 
 	if (!here)
-		return 0;
+		return found;
 	s = &here->stacks[here->nested++ % NESTING_MAX];
 	size = bpf_get_stack(ctx, s, sizeof(*s), 0);
 	if (size > 0)

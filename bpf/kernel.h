@@ -170,6 +170,7 @@ struct inet_connection_sock {
 	struct {
 		__u32 lrcvtime;
 	} icsk_ack;
+	__u32 icsk_probes_tstamp;
 };
 
 /* include/linux/tcp.h */
@@ -185,6 +186,7 @@ struct tcp_sock {
 	__u32 segs_in;
 	__u32 total_retrans;
 	__u32 srtt_us;
+	__u8 repair : 1;
 	__u8 syn_data_acked : 1;
 	__u8 tcp_usec_ts : 1; /* since 6.7 */
 	__u32 packets_out;

@@ -17,10 +17,11 @@ enum fact {
 	REFUSED = 1 << 2, /* and says connection refused */
 	DEAD = 1 << 3, /* nobody owns it any more */
 	GRAFTED = 1 << 4, /* a process has it, or had: it was accepted, or connected */
-	USER_TIMEOUT = 1 << 5, /* TCP_USER_TIMEOUT is set */
+	USER_TIMEOUT = 1 << 5, /* TCP_USER_TIMEOUT is what a timer goes by */
 	NO_LINGER = 1 << 6, /* TCP_LINGER2 is negative */
 	NETNS_DYING = 1 << 7,
 	NO_MEMORY = 1 << 8,
+	REPAIR = 1 << 9, /* TCP_REPAIR is on */
 };
 
 #define FACT(condition, fact) ((__u32)(!!(condition)) * (fact))
@@ -50,6 +51,20 @@ static __always_inline bool netns_dying(const struct sock *sk)
 	return !BPF_CORE_READ(old, count.refs.counter);
 }
 
+/*
+ * Does TCP_USER_TIMEOUT end the connection, should a timer? Where it is set,
+ * nothing else does, but for the number of probes of a window that stays closed
+ * (tcp_probe_timer).
+ */
+static __always_inline bool by_user_timeout(const struct tcp_sock *tp)
+{
+	__u32 timeout = BPF_CORE_READ(tp, inet_conn.icsk_user_timeout);
+	__u32 probing = BPF_CORE_READ(tp, inet_conn.icsk_probes_tstamp);
+	__u64 since = ((__u32)bpf_jiffies64() - probing) * jiffy_ns;
+
+	return timeout && (!probing || since >= timeout * 1000000ULL);
+}
+
 static __always_inline __u32 facts_of(const struct sock *sk, bool reset)
 {
 	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
@@ -57,8 +72,8 @@ static __always_inline __u32 facts_of(const struct sock *sk, bool reset)
 
 	return FACT(reset, RESET) | FACT(err, ERROR) | FACT(err == ECONNREFUSED, REFUSED) |
 	       FACT(BPF_CORE_READ(sk, __sk_common.skc_flags) & SOCK_DEAD, DEAD) |
-	       FACT(BPF_CORE_READ(sk, sk_socket), GRAFTED) |
-	       FACT(BPF_CORE_READ(tp, inet_conn.icsk_user_timeout), USER_TIMEOUT) |
+	       FACT(BPF_CORE_READ(sk, sk_socket), GRAFTED) | FACT(by_user_timeout(tp), USER_TIMEOUT) |
+	       FACT(BPF_CORE_READ_BITFIELD_PROBED(tp, repair), REPAIR) |
 	       FACT(BPF_CORE_READ(tp, linger2) < 0, NO_LINGER) | FACT(netns_dying(sk), NETNS_DYING) |
 	       FACT(out_of_memory(sk), NO_MEMORY);
 }
@@ -76,7 +91,8 @@ static __always_inline __u8 timer_gave_up(__u32 facts, __u32 by, __u32 old)
 {
 	bool keepalive = by & CALLED_BY(TCP_KEEPALIVE_TIMER);
 
-	if (!(facts & ERROR)) {
+	/* Of one that has an owner, who may have taken the error away already (up to 6.9). */
+	if (facts & DEAD && !(facts & ERROR)) {
 		if (!keepalive)
 			return out_of_resources(facts);
 		/* an orphan in FIN_WAIT2 */
@@ -106,11 +122,13 @@ static __always_inline __u8 process_ended(__u32 facts, __u32 by, __u32 old)
 
 	if (old == SYN_SENT && facts & REFUSED)
 		return REASON_REFUSED;
-	if (old == LISTEN) /* closed by its own protocol, if MPTCP is above it */
-		return by & CALLED_BY(LISTEN_START) ? REASON_LOCAL_ERROR : REASON_CLOSED;
 	if (old == SYN_SENT)
 		return close || disconnect ? REASON_CLOSED : REASON_LOCAL_ERROR;
+	if (old == LISTEN) /* closed by its own protocol, if MPTCP is above it */
+		return by & CALLED_BY(LISTEN_START) ? REASON_LOCAL_ERROR : REASON_CLOSED;
 	if (disconnect) {
+		if (facts & REPAIR) /* the peer is told nothing */
+			return REASON_CLOSED;
 		if (!(facts & GRAFTED)) /* inet_csk_listen_stop */
 			return REASON_RST_SENT_UNACCEPTED;
 		return close ? REASON_RST_SENT_LINGER : REASON_RST_SENT_ABORT;
@@ -136,20 +154,29 @@ static __always_inline __u8 reset_ended(__u32 by)
 	return REASON_RST_SENT_LATE_DATA;
 }
 
+/* Without the kernel's symbols nobody is known to have called. */
+static __always_inline bool nobody_known(__u32 by)
+{
+	return by & STACK_UNKNOWN || !symbols[SYMBOL_TCP_CLOSE].start;
+}
+
 /* Why a socket goes from old to CLOSE, by what is so of it and who called. */
 __noinline __u32 reason_by(__u32 facts, __u32 by, __u32 old)
 {
+	if (nobody_known(by))
+		return REASON_UNKNOWN;
 	if (facts & RESET)
 		return reset_ended(by);
 	if (by & (CALLED_BY(TCP_ABORT) | CALLED_BY(DIAG_DESTROY)))
 		return REASON_KILLED;
 	if (by & (CALLED_BY(TCP_V4_ERR) | CALLED_BY(TCP_V6_ERR)))
 		return REASON_UNREACHABLE;
-	if (by & (CALLED_BY(TCP_KEEPALIVE_TIMER) | CALLED_BY(TCP_WRITE_TIMER) |
-		  CALLED_BY(TCP_WRITE_TIMER_HANDLER)))
-		return timer_gave_up(facts, by, old);
 	if (by & CALLED_BY(TCP_TIME_WAIT))
 		return REASON_TIME_WAIT_REFUSED;
+	/* A timer that found the socket locked runs when it is released. */
+	if (by & (CALLED_BY(TCP_KEEPALIVE_TIMER) | CALLED_BY(TCP_WRITE_TIMER) |
+		  CALLED_BY(TCP_WRITE_TIMER_HANDLER) | CALLED_BY(TCP_RELEASE_CB)))
+		return timer_gave_up(facts, by, old);
 	if (by & CALLED_BY(TCP_RCV_STATE_PROCESS))
 		return segment_ended(facts, old);
 	return process_ended(facts, by, old);
@@ -163,12 +190,31 @@ static __always_inline bool all_acked(const struct sock *sk)
 	return BPF_CORE_READ(tp, snd_una) == BPF_CORE_READ(tp, write_seq);
 }
 
+/*
+ * Is it a reset? tcp_reset alone sets these errors, should its tracepoint have
+ * been missed, in all states but those of a socket's next life: what a connection
+ * before has left behind stays until connect (tcp_disconnect).
+ */
+static __always_inline bool is_reset(const struct sock *sk, __u32 old, bool told)
+{
+	return told ||
+	       (old != SYN_SENT && old != LISTEN && (sk->sk_err == ECONNRESET || sk->sk_err == EPIPE));
+}
+
+/*
+ * Can a reset be for data that came too late? In these states segments are
+ * taken that begin before the end of what the peer has sent, and go beyond.
+ */
+static __always_inline bool may_be_late(__u32 old)
+{
+	return old != ESTABLISHED && old != SYN_SENT && old != SYN_RECV;
+}
+
 /* Why the socket goes from old to CLOSE; no mini-socket takes its place. */
 static __always_inline __u32 end_reason(void *ctx, struct sock *sk, __u32 old, bool reset)
 {
-	/* tcp_reset alone sets these two, should its tracepoint have been missed. */
-	reset = reset || sk->sk_err == ECONNRESET || sk->sk_err == EPIPE;
-	if (reset && old != FIN_WAIT1 && old != FIN_WAIT2)
+	reset = is_reset(sk, old, reset);
+	if (reset && !may_be_late(old))
 		return old == SYN_SENT ? REASON_REFUSED : REASON_RST_RECEIVED;
 	if (old == LAST_ACK && !sk->sk_err && all_acked(sk))
 		return REASON_FIN;

@@ -20,8 +20,10 @@ type remote struct {
 	addr netip.Addr
 	tun  int
 
+	window uint16 // that it says it has
+
 	mu      sync.Mutex        // guards what follows
-	isns    map[uint16]uint32 // of the SYN-ACKs that have come, by the remote port
+	isns    map[uint16]uint32 // of the SYNs and SYN-ACKs that have come, by the remote port
 	refused bool              // a reset has come
 }
 
@@ -41,7 +43,7 @@ const (
 func newRemoteLoop(t testing.TB, family tracer.Family) (*loop, *remote) {
 	t.Helper()
 	l := newLoop(t, family)
-	r := &remote{l: l, addr: netip.MustParseAddr("198.51.100.1"), isns: map[uint16]uint32{}}
+	r := &remote{l: l, addr: netip.MustParseAddr("198.51.100.1"), window: 1024, isns: map[uint16]uint32{}}
 	l.addr = netip.MustParseAddr("198.51.100.254")
 	bits, nodad := "/24", []string(nil)
 	if family == tracer.FamilyIPv6 {
@@ -96,7 +98,7 @@ func (r *remote) awaitPath() {
 	}
 }
 
-// listen notes the sequence numbers of the SYN-ACKs until the device is gone.
+// listen notes the sequence numbers of the SYNs and SYN-ACKs until the device is gone.
 func (r *remote) listen() {
 	packet := make([]byte, 2048)
 	for {
@@ -123,7 +125,7 @@ func (r *remote) note(segment []byte) {
 	defer r.mu.Unlock()
 	flags := segment[13]
 	r.refused = r.refused || flags&flagRST != 0
-	if flags&(flagSYN|flagACK) == flagSYN|flagACK {
+	if flags&flagSYN != 0 {
 		r.isns[endian.BigEndian.Uint16(segment[2:])] = endian.BigEndian.Uint32(segment[4:])
 	}
 }
@@ -147,6 +149,14 @@ func (r *remote) ack(port uint16) {
 	r.segment(port, flagACK, remoteISN+1, r.awaitSynAck(port)+1)
 }
 
+// say sends a segment that comes after so many bytes of the remote's since its
+// SYN, and acknowledges so many of the host's.
+func (r *remote) say(port uint16, flags byte, sent, acked uint32, data ...byte) {
+	r.l.t.Helper()
+	r.segment(port, flags, remoteISN+1+sent, r.awaitSynAck(port)+1+acked, data...)
+}
+
+// awaitSynAck returns the sequence number of the host's SYN, or SYN-ACK.
 func (r *remote) awaitSynAck(port uint16) uint32 {
 	r.l.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
@@ -154,7 +164,7 @@ func (r *remote) awaitSynAck(port uint16) uint32 {
 			return isn
 		}
 		if time.Now().After(deadline) {
-			r.l.t.Fatalf("no SYN-ACK for port %d", port)
+			r.l.t.Fatalf("no SYN or SYN-ACK for port %d", port)
 		}
 	}
 }
@@ -175,18 +185,21 @@ func (r *remote) segmentTo(to netip.AddrPort, port uint16, flags byte, seq, ack 
 	endian.BigEndian.PutUint32(s[4:], seq)
 	endian.BigEndian.PutUint32(s[8:], ack)
 	s[12], s[13] = headerWords<<4, flags
-	endian.BigEndian.PutUint16(s[14:], 1024)
+	endian.BigEndian.PutUint16(s[14:], r.window)
 	endian.BigEndian.PutUint16(s[16:], tcpChecksum(from.Addr(), to.Addr(), s))
 	r.packet(unix.IPPROTO_TCP, s)
 }
 
 // unreachable tells the listener's host that the remote's port cannot be
 // reached: an ICMP error about its SYN-ACK.
-func (r *remote) unreachable(port uint16) {
+func (r *remote) unreachable(port uint16) { r.unreachableFrom(r.l.listener.local.Port(), port) }
+
+// unreachableFrom tells the same of another local port: an error about a SYN.
+func (r *remote) unreachableFrom(local, port uint16) {
 	r.l.t.Helper()
 	isn := r.awaitSynAck(port)
 	about := make([]byte, 8)
-	endian.BigEndian.PutUint16(about[0:], r.l.listener.local.Port())
+	endian.BigEndian.PutUint16(about[0:], local)
 	endian.BigEndian.PutUint16(about[2:], port)
 	endian.BigEndian.PutUint32(about[4:], isn)
 	inner := append(r.header(unix.IPPROTO_TCP, r.l.addr, r.addr, 20), about...)

@@ -287,13 +287,14 @@ const (
 	bpfFinwaitSymbolSYMBOL_TCP_KEEPALIVE_TIMER     bpfFinwaitSymbol = 15
 	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER         bpfFinwaitSymbol = 16
 	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER_HANDLER bpfFinwaitSymbol = 17
-	bpfFinwaitSymbolSYMBOL_TCP_CLOSE               bpfFinwaitSymbol = 18
-	bpfFinwaitSymbolSYMBOL_TCP_DISCONNECT          bpfFinwaitSymbol = 19
-	bpfFinwaitSymbolSYMBOL_LISTEN_START            bpfFinwaitSymbol = 20
-	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ       bpfFinwaitSymbol = 21
-	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS         bpfFinwaitSymbol = 22
-	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ              bpfFinwaitSymbol = 23
-	bpfFinwaitSymbolNUM_SYMBOLS                    bpfFinwaitSymbol = 24
+	bpfFinwaitSymbolSYMBOL_TCP_RELEASE_CB          bpfFinwaitSymbol = 18
+	bpfFinwaitSymbolSYMBOL_TCP_CLOSE               bpfFinwaitSymbol = 19
+	bpfFinwaitSymbolSYMBOL_TCP_DISCONNECT          bpfFinwaitSymbol = 20
+	bpfFinwaitSymbolSYMBOL_LISTEN_START            bpfFinwaitSymbol = 21
+	bpfFinwaitSymbolSYMBOL_RUN_TIMER_SOFTIRQ       bpfFinwaitSymbol = 22
+	bpfFinwaitSymbolSYMBOL_HANDLE_SOFTIRQS         bpfFinwaitSymbol = 23
+	bpfFinwaitSymbolSYMBOL_DO_SOFTIRQ              bpfFinwaitSymbol = 24
+	bpfFinwaitSymbolNUM_SYMBOLS                    bpfFinwaitSymbol = 25
 )
 
 type bpfFinwaitWho struct {

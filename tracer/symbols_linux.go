@@ -34,6 +34,7 @@ var symbolNames = [bpfFinwaitSymbolNUM_SYMBOLS]string{
 	bpfFinwaitSymbolSYMBOL_TCP_KEEPALIVE_TIMER:     "tcp_keepalive_timer",
 	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER:         "tcp_write_timer",
 	bpfFinwaitSymbolSYMBOL_TCP_WRITE_TIMER_HANDLER: "tcp_write_timer_handler",
+	bpfFinwaitSymbolSYMBOL_TCP_RELEASE_CB:          "tcp_release_cb",
 	bpfFinwaitSymbolSYMBOL_TCP_CLOSE:               "__tcp_close",
 	bpfFinwaitSymbolSYMBOL_TCP_DISCONNECT:          "tcp_disconnect",
 	bpfFinwaitSymbolSYMBOL_LISTEN_START:            "inet_csk_listen_start",

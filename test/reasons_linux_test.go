@@ -1,0 +1,291 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/finwait/finwait/test/internal/oracle"
+	"github.com/finwait/finwait/tracer"
+)
+
+// closing is what is told of the end of a socket.
+type closing struct {
+	From   tracer.State
+	Reason tracer.Reason
+	Side   tracer.Side
+}
+
+func (c closing) String() string { return fmt.Sprint(c.From, " ", c.Reason, " ", c.Side) }
+
+// closings are what is to be told of the sockets of a namespace, by cookie.
+type closings struct {
+	*loop
+	r    *remote // the peer, in the cases that need one that does what it is told
+	want map[uint64][]closing
+}
+
+// expect expects the end of a socket to be told so.
+func (c *closings) expect(e end, from tracer.State, reason tracer.Reason, side tracer.Side) {
+	c.want[e.cookie] = append(c.want[e.cookie], closing{from, reason, side})
+}
+
+// closes closes a socket, which is its end.
+func (c *closings) closes(e end, from tracer.State, reason tracer.Reason, side tracer.Side) {
+	c.t.Helper()
+	c.expect(e, from, reason, side)
+	c.close(e)
+}
+
+// ends waits for the end of a socket, and closes it then.
+func (c *closings) ends(e end, from tracer.State, reason tracer.Reason, side tracer.Side) {
+	c.t.Helper()
+	c.expect(e, from, reason, side)
+	c.awaitState(e, tracer.StateClose)
+	c.close(e)
+}
+
+// closeLate closes a socket when the test is over, which says nothing.
+func (c *closings) closeLate(e end) { c.t.Cleanup(func() { unix.Close(e.fd) }) }
+
+// reasonCase is a way in which sockets end.
+type reasonCase struct {
+	name   string
+	remote bool          // needs a peer that does what it is told
+	family tracer.Family // the only one with which there is such an end; 0 for both
+	slow   bool          // it takes a timer to make the end
+	// global says that it changes a sysctl that is the whole host's, which is
+	// for guests alone.
+	global  bool
+	provoke func(*closings)
+}
+
+// TestReasons has sockets end in every way, and holds what is told of it to what
+// was done, and to the kernel's own counters.
+func TestReasons(t *testing.T) {
+	rec := shared(t)
+	eachReasonCase(t, func(t *testing.T, c reasonCase, family tracer.Family) {
+		if c.global && os.Getenv("FINWAIT_VM") == "" {
+			t.Skip("changes a sysctl of the whole host: for guests alone (FINWAIT_VM)")
+		}
+		if !c.slow {
+			awaitClosings(rec.in(t), provoke(t, c, family))
+		}
+	})
+	rec.stop()
+}
+
+// TestReasonsOfTimers does the same where it takes a timer of the kernel's some
+// seconds. They run together.
+func TestReasonsOfTimers(t *testing.T) {
+	rec := shared(t)
+	t.Cleanup(func() { rec.stop() })
+	eachReasonCase(t, func(t *testing.T, c reasonCase, family tracer.Family) {
+		if c.slow {
+			made := provoke(t, c, family)
+			t.Parallel()
+			mine := *rec
+			mine.t = t
+			awaitClosings(&mine, made)
+		}
+	})
+}
+
+func eachReasonCase(t *testing.T, do func(*testing.T, reasonCase, tracer.Family)) {
+	for _, cases := range [][]reasonCase{finCases, resetCases, closeCases, killCases, handshakeCases, timeoutCases, limitCases} {
+		for _, c := range cases {
+			for _, family := range families {
+				if c.family == 0 || c.family == family {
+					t.Run(c.name+"/"+family.String(), func(t *testing.T) { do(t, c, family) })
+				}
+			}
+		}
+	}
+}
+
+func provoke(t *testing.T, c reasonCase, family tracer.Family) *closings {
+	made := &closings{want: map[uint64][]closing{}}
+	if c.remote {
+		made.loop, made.r = newRemoteLoop(t, family)
+	} else {
+		made.loop = newLoop(t, family)
+	}
+	c.provoke(made)
+	return made
+}
+
+func isClosing(ev *tracer.Event) bool { return ev.New == tracer.StateClose }
+
+// awaitClosings waits for all ends that are expected, and expects no others.
+func awaitClosings(rec *recorder, made *closings) {
+	rec.t.Helper()
+	n := 0
+	for _, want := range made.want {
+		n += len(want)
+	}
+	events := rec.await(n, patience, func(ev *tracer.Event) bool {
+		return ev.Netns == made.ns.Inode() && isClosing(ev)
+	})
+	byTime(events)
+	got := map[uint64][]closing{}
+	for _, ev := range events {
+		got[ev.Cookie] = append(got[ev.Cookie], closing{ev.Old, ev.Reason, ev.Side})
+	}
+	differ := map[string]int{}
+	for cookie, want := range made.want {
+		if !slices.Equal(got[cookie], want) {
+			differ[fmt.Sprint("told ", got[cookie], ", is ", want)]++
+		}
+		delete(got, cookie)
+	}
+	for _, other := range got {
+		differ[fmt.Sprint("told ", other, " of a socket that nobody made")]++
+	}
+	qt.Check(rec.t, qt.HasLen(differ, 0))
+	checkCounters(rec.t, made, events)
+}
+
+// checkCounters holds the reasons to what the kernel counts itself. It speaks of
+// full sockets alone.
+func checkCounters(t testing.TB, made *closings, events []tracer.Event) {
+	t.Helper()
+	snmp, err := oracle.SNMP(made.ns)
+	qt.Assert(t, qt.IsNil(err))
+	count := func(keep func(*tracer.Event) bool) int {
+		return len(only(events, func(ev *tracer.Event) bool { return ev.Evidence == tracer.EvidenceKernel && keep(ev) }))
+	}
+	because := func(reasons ...tracer.Reason) int {
+		n := 0
+		for _, reason := range reasons {
+			n += count(func(ev *tracer.Event) bool { return ev.Reason == reason })
+		}
+		return n
+	}
+	equal := func(name string, got, want int) {
+		t.Helper()
+		qt.Check(t, qt.Equals(got, want), qt.Commentf("%s", name))
+	}
+	ext := snmp["TcpExt"]
+	equal("EstabResets", count(func(ev *tracer.Event) bool {
+		return ev.Old == tracer.StateEstablished || ev.Old == tracer.StateCloseWait
+	}), snmp["Tcp"]["EstabResets"])
+	equal("TCPAbortOnClose", because(tracer.ReasonRSTSentUnreadData), ext["TCPAbortOnClose"])
+	equal("TCPAbortOnData and TCPAbortOnLinger", because(tracer.ReasonRSTSentLinger, tracer.ReasonRSTSentLateData),
+		ext["TCPAbortOnData"]+ext["TCPAbortOnLinger"])
+	equal("TCPAbortOnMemory", because(tracer.ReasonRSTSentOrphanLimit, tracer.ReasonRSTSentMemory), ext["TCPAbortOnMemory"])
+	equal("TCPAbortOnTimeout", count(func(ev *tracer.Event) bool {
+		return strings.HasPrefix(ev.Reason.String(), "timeout_")
+	}), ext["TCPAbortOnTimeout"])
+	equal("TCPTimeWaitOverflow", because(tracer.ReasonTimeWaitRefused), ext["TCPTimeWaitOverflow"])
+}
+
+// pairs makes connections between sockets of this process.
+func (c *closings) pairs(do func(p pair)) {
+	c.t.Helper()
+	c.listen()
+	for _, p := range c.connectAll() {
+		do(p)
+	}
+	c.closes(c.listener, tracer.StateListen, tracer.ReasonClosed, tracer.SideUnknown)
+}
+
+// remotes makes connections with the remote, which says no more than it is told
+// to. The listener stays.
+func (c *closings) remotes(do func(e end, port uint16)) {
+	c.t.Helper()
+	c.listen()
+	eachPort(c.r.syn)
+	eachPort(c.r.ack)
+	for range connections {
+		e := c.acceptRemote()
+		do(e, e.remote.Port())
+	}
+	c.closeLate(c.listener)
+}
+
+func (c *closings) acceptRemote() end {
+	c.t.Helper()
+	fd := c.acceptIn()
+	return end{fd: fd, cookie: c.cookie(fd), local: c.listener.local, remote: c.peer(fd)}
+}
+
+// connecting makes a socket that connects to where nobody may answer.
+func (c *closings) connecting(to unix.Sockaddr) (e end) {
+	c.t.Helper()
+	c.ns.Do(func() {
+		e.fd = c.socket()
+		e.cookie = c.cookie(e.fd)
+		c.must("non-blocking", unix.SetNonblock(e.fd, true))
+		if err := unix.Connect(e.fd, to); err != unix.EINPROGRESS {
+			c.must("connect", err)
+		}
+		e.local = c.name(e.fd)
+	})
+	return e
+}
+
+func (c *closings) shutdown(e end, how int) {
+	c.t.Helper()
+	c.must("shutdown", unix.Shutdown(e.fd, how))
+}
+
+func (c *closings) write(e end, n int) {
+	c.t.Helper()
+	_, err := unix.Write(e.fd, make([]byte, n))
+	c.must("write", err)
+}
+
+func (c *closings) setTCP(e end, option, value int) {
+	c.t.Helper()
+	c.must(fmt.Sprintf("TCP option %d", option), unix.SetsockoptInt(e.fd, unix.SOL_TCP, option, value))
+}
+
+// awaitAll waits until as many sockets as there are connections are in the state.
+// A process has gone on when the kernel has yet to deal with what it has sent.
+func (c *closings) awaitAll(state tracer.State) {
+	c.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
+		counts, err := oracle.SS(c.ns)
+		c.must("ss", err)
+		if counts[state] == connections {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("%d sockets in %v", counts[state], state)
+		}
+	}
+}
+
+// killAll has ss -K end the sockets in the state, of which there are so many.
+func (c *closings) killAll(state tracer.State) {
+	c.t.Helper()
+	c.awaitAll(state)
+	c.kill("state", strings.NewReplacer("_", "-", "WAIT1", "WAIT-1", "WAIT2", "WAIT-2").Replace(state.String()))
+}
+
+// awaitUnread waits until there is data that could be read.
+func (c *closings) awaitUnread(e end) {
+	c.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Microsecond) {
+		n, err := unix.IoctlGetInt(e.fd, unix.SIOCINQ)
+		c.must("SIOCINQ", err)
+		if n > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatal("no data has come")
+		}
+	}
+}
+
+// linger has close send a reset.
+func (c *closings) linger(e end) {
+	c.t.Helper()
+	c.must("SO_LINGER", unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+}
