@@ -22,6 +22,7 @@ import (
 type telling struct {
 	tracer.Transition
 	Reason tracer.Reason
+	Side   tracer.Side
 	Role   tracer.Role
 }
 
@@ -37,7 +38,7 @@ func tellings(events []tracer.Event) map[string][]telling {
 	}
 	for _, ev := range events {
 		key := fmt.Sprint(ev.Netns, " ", ev.Local.Addr(), " ", cmp.Or(ev.Local.Port(), ports[ev.Cookie]), " ", ev.Remote)
-		told[key] = append(told[key], telling{ev.Transition, ev.Reason, ev.Role})
+		told[key] = append(told[key], telling{ev.Transition, ev.Reason, ev.Side, ev.Role})
 	}
 	return told
 }
@@ -138,6 +139,7 @@ func checkKind(t *testing.T, recorders []*recorder, kind traffic.Kind, family tr
 		byTime(events)
 		checkWalks(t, res, events)
 		checkOwners(t, events)
+		checkSomeReason(t, events)
 		checkGauges(t, rec.tracer, ns, what)
 	}
 	return ns.Inode()
