@@ -173,7 +173,9 @@ func TestHalfOpenCompletes(t *testing.T) {
 			l.listen()
 			eachPort(r.syn)
 			time.Sleep(1500 * time.Millisecond) // the answer is repeated after a second
-			told := only(rec.seen(), func(ev *tracer.Event) bool { return ev.New == tracer.StateNewSynRecv })
+			told := only(rec.seen(), func(ev *tracer.Event) bool {
+				return ev.Netns == l.ns.Inode() && ev.New == tracer.StateNewSynRecv
+			})
 			qt.Check(t, qt.HasLen(told, connections), qt.Commentf("half-open connections told within 1.5 s"))
 			before := l.halfOpenCookies()
 			for _, ev := range told {
