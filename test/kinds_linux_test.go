@@ -68,6 +68,7 @@ func tryKind(t *testing.T, kind traffic.Kind, family tracer.Family) (valid bool)
 	checkWalks(t, res, events)
 	checkTracefs(t, lines, events)
 	checkOwners(t, events)
+	checkSomeReason(t, events)
 	checkOrphans(t, res, events)
 	return true
 }

@@ -98,6 +98,9 @@ func testEnding(t *testing.T, rec *recorder, e ending, family tracer.Family) {
 	checkOwners(t, events)
 	checkEvidence(t, rec.tracer.Evidence(), events)
 	checkReasons(t, events, e.reason)
+	for _, ev := range only(events, isMiniEnd) {
+		qt.Check(t, qt.Equals(ev.Side, tracer.SideLocal))
+	}
 	for _, walk := range walksOf(events) {
 		checkDwell(t, walk)
 	}

@@ -23,7 +23,7 @@ const (
 	timeWait  = tracer.StateTimeWait
 	closeWait = tracer.StateCloseWait
 	lastAck   = tracer.StateLastAck
-	closing_  = tracer.StateClosing
+	inClosing = tracer.StateClosing
 
 	noSide, local, peer, both = tracer.SideUnknown, tracer.SideLocal, tracer.SidePeer, tracer.SideBoth
 )
@@ -107,9 +107,9 @@ var resetCases = []reasonCase{
 		c.remotes(func(e end, port uint16) {
 			c.shutdown(e, unix.SHUT_WR)
 			c.r.say(port, flagFIN|flagACK, 0, 0)
-			c.awaitState(e, closing_)
+			c.awaitState(e, inClosing)
 			c.r.say(port, flagRST, 1, 0)
-			c.ends(e, closing_, tracer.ReasonRSTReceived, both)
+			c.ends(e, inClosing, tracer.ReasonRSTReceived, both)
 		})
 	}},
 	{name: "reset in LAST_ACK", remote: true, provoke: func(c *closings) {
@@ -417,11 +417,11 @@ var killCases = []reasonCase{
 		c.remotes(func(e end, port uint16) {
 			c.shutdown(e, unix.SHUT_WR)
 			c.r.say(port, flagFIN|flagACK, 0, 0)
-			c.awaitState(e, closing_)
-			c.expect(e, closing_, tracer.ReasonKilled, both)
+			c.awaitState(e, inClosing)
+			c.expect(e, inClosing, tracer.ReasonKilled, both)
 			c.closeLate(e)
 		})
-		c.killAll(closing_)
+		c.killAll(inClosing)
 	}},
 	{name: "killed in LAST_ACK", remote: true, provoke: func(c *closings) {
 		c.remotes(func(e end, port uint16) {
@@ -642,8 +642,8 @@ var timeoutCases = []reasonCase{
 		c.remotes(func(e end, port uint16) {
 			c.shutdown(e, unix.SHUT_WR)
 			c.r.say(port, flagFIN|flagACK, 0, 0)
-			c.awaitState(e, closing_)
-			c.closes(e, closing_, tracer.ReasonTimeoutRetransmit, both)
+			c.awaitState(e, inClosing)
+			c.closes(e, inClosing, tracer.ReasonTimeoutRetransmit, both)
 		})
 	}},
 	{name: "no answer to window probes", remote: true, slow: true, provoke: func(c *closings) {

@@ -29,6 +29,13 @@ type closings struct {
 	*loop
 	r    *remote // the peer, in the cases that need one that does what it is told
 	want map[uint64][]closing
+	// blind says that less may be told: the kernel hides its symbols.
+	blind bool
+}
+
+// told tells whether it is told rightly.
+func (c *closings) told(got, want closing) bool {
+	return got == want || c.blind && got.From == want.From && got.Reason == tracer.ReasonUnknown
 }
 
 // expect expects the end of a socket to be told so.
@@ -97,8 +104,32 @@ func TestReasonsOfTimers(t *testing.T) {
 	})
 }
 
+// TestReasonsWithoutSymbols has the kernel hide its symbols. What is told then is
+// less, and not wrong.
+func TestReasonsWithoutSymbols(t *testing.T) {
+	if os.Getenv("FINWAIT_VM") == "" {
+		t.Skip("changes a sysctl of the whole host: for guests alone (FINWAIT_VM)")
+	}
+	const sysctl = "/proc/sys/kernel/kptr_restrict"
+	before, err := os.ReadFile(sysctl)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(os.WriteFile(sysctl, []byte("2"), 0)))
+	t.Cleanup(func() { qt.Check(t, qt.IsNil(os.WriteFile(sysctl, before, 0))) })
+	rec := record(t, &tracer.Options{Evidence: tracer.EvidenceProbe})
+	eachReasonCase(t, func(t *testing.T, c reasonCase, family tracer.Family) {
+		if c.slow || c.global || family != tracer.FamilyIPv4 {
+			return
+		}
+		rec := rec.in(t)
+		made := provoke(t, c, family)
+		made.blind = true
+		awaitClosings(rec, made)
+	})
+	rec.stop()
+}
+
 func eachReasonCase(t *testing.T, do func(*testing.T, reasonCase, tracer.Family)) {
-	for _, cases := range [][]reasonCase{finCases, resetCases, closeCases, killCases, handshakeCases, timeoutCases, limitCases} {
+	for _, cases := range [][]reasonCase{finCases, resetCases, closeCases, killCases, handshakeCases, timeoutCases, heldCases, limitCases} {
 		for _, c := range cases {
 			for _, family := range families {
 				if c.family == 0 || c.family == family {
@@ -139,7 +170,7 @@ func awaitClosings(rec *recorder, made *closings) {
 	}
 	differ := map[string]int{}
 	for cookie, want := range made.want {
-		if !slices.Equal(got[cookie], want) {
+		if !slices.EqualFunc(got[cookie], want, made.told) {
 			differ[fmt.Sprint("told ", got[cookie], ", is ", want)]++
 		}
 		delete(got, cookie)
@@ -148,7 +179,9 @@ func awaitClosings(rec *recorder, made *closings) {
 		differ[fmt.Sprint("told ", other, " of a socket that nobody made")]++
 	}
 	qt.Check(rec.t, qt.HasLen(differ, 0))
-	checkCounters(rec.t, made, events)
+	if !made.blind {
+		checkCounters(rec.t, made, events)
+	}
 }
 
 // checkCounters holds the reasons to what the kernel counts itself. It speaks of

@@ -26,17 +26,27 @@ const stormFor = 30 * time.Second
 type stormTally struct {
 	cells   map[tracer.Transition]int
 	reasons map[tracer.Reason]int
+	ends    int
+	unknown map[tracer.Transition]int // of the ends, those without a reason
 	// recycled are the ends of a client's TIME_WAIT that connect took over.
 	recycled int
 }
 
 func newStormTally() *stormTally {
-	return &stormTally{cells: map[tracer.Transition]int{}, reasons: map[tracer.Reason]int{}}
+	return &stormTally{
+		cells: map[tracer.Transition]int{}, reasons: map[tracer.Reason]int{}, unknown: map[tracer.Transition]int{},
+	}
 }
 
 func (s *stormTally) add(ev *tracer.Event) {
 	s.cells[ev.Transition]++
-	s.reasons[ev.Reason]++
+	if ev.New == tracer.StateClose {
+		s.ends++
+		s.reasons[ev.Reason]++
+		if ev.Reason == tracer.ReasonUnknown {
+			s.unknown[ev.Transition]++
+		}
+	}
 	if ev.Reason == tracer.ReasonReused && ev.Role == tracer.RoleClient {
 		s.recycled++
 	}
@@ -134,20 +144,20 @@ func checkStorm(t *testing.T, rec *recorder, all, anew []*storm, hidden int) {
 	t.Logf("by %v: %+v; last audit %+v", tr.Evidence(), ledger, tr.LastAudit())
 	qt.Check(t, qt.Equals(ledger.Impaired(), 0))
 	qt.Check(t, qt.Equals(ledger.NetnsFull, 0))
+	tallies := tallyStorms(rec, all)
+	for _, n := range tallies {
+		t.Logf("%d ends by %v: %v", n.ends, tr.Evidence(), n.reasons)
+		qt.Check(t, qt.HasLen(n.unknown, 0), qt.Commentf("ends without a reason"))
+	}
+	inChurn := tally(only(rec.seen(), func(ev *tracer.Event) bool {
+		return isClosing(ev) && ev.Reason == tracer.ReasonUnknown && ev.Owner.PID == uint32(os.Getpid())
+	}))
+	qt.Check(t, qt.HasLen(inChurn, 0), qt.Commentf("ends without a reason"))
 	if hidden > 0 {
 		return
 	}
 	qt.Check(t, qt.Equals(ledger.Lost(), 0))
 	qt.Check(t, qt.Equals(ledger.Corrected, 0))
-	tallies := map[uint32]*stormTally{}
-	for _, s := range anew {
-		tallies[s.l.ns.Inode()] = newStormTally()
-	}
-	for _, ev := range rec.seen() {
-		if tally := tallies[ev.Netns]; tally != nil {
-			tally.add(&ev)
-		}
-	}
 	for _, s := range anew {
 		if s.countTimeWaits() != s.timeWaits {
 			t.Log("TIME_WAIT has ended while the tracer was detached")
@@ -157,13 +167,27 @@ func checkStorm(t *testing.T, rec *recorder, all, anew []*storm, hidden int) {
 	}
 }
 
+// tallyStorms counts the events of each storm, by namespace.
+func tallyStorms(rec *recorder, storms []*storm) map[uint32]*stormTally {
+	tallies := map[uint32]*stormTally{}
+	for _, s := range storms {
+		tallies[s.l.ns.Inode()] = newStormTally()
+	}
+	for _, ev := range rec.seen() {
+		if tally := tallies[ev.Netns]; tally != nil {
+			tally.add(&ev)
+		}
+	}
+	return tallies
+}
+
 // checkIdentities holds what was counted in a namespace to what the kernel
 // counts of it, from its beginning.
 func checkIdentities(t *testing.T, s *storm, n *stormTally) {
 	t.Helper()
 	snmp, err := oracle.SNMP(s.l.ns)
 	qt.Assert(t, qt.IsNil(err))
-	t.Logf("%v: %d connections, %v", s.l.addr, snmp["Tcp"]["PassiveOpens"], n.reasons)
+	t.Logf("%v: %d connections", s.l.addr, snmp["Tcp"]["PassiveOpens"])
 	const (
 		closed, synSent, synRecv, newSyn = tracer.StateClose, tracer.StateSynSent, tracer.StateSynRecv, tracer.StateNewSynRecv
 		estab, closeWait, fin2, closing  = tracer.StateEstablished, tracer.StateCloseWait, tracer.StateFinWait2, tracer.StateClosing

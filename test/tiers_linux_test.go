@@ -143,6 +143,7 @@ func checkKind(t *testing.T, recorders []*recorder, kind traffic.Kind, family tr
 		byTime(events)
 		checkWalks(t, res, events)
 		checkOwners(t, events)
+		checkSomeReason(t, events)
 		checkGauges(t, rec.tracer, ns, what)
 	}
 	return ns.Inode()

@@ -215,7 +215,7 @@ const (
 	// accepted the connection.
 	ReasonRSTSentUnaccepted
 	// ReasonRSTSentLateData is data (or a SYN) that came after the socket was
-	// closed, when nobody was left to read it.
+	// closed, when nobody was left to read it, or data beyond the peer's FIN.
 	ReasonRSTSentLateData
 	// ReasonRSTSentOrphanLimit is a connection that nobody owned any more, of
 	// which there were more than net.ipv4.tcp_max_orphans allows.
@@ -237,10 +237,12 @@ const (
 	// ReasonKilled is an operator: ss -K, or a program that calls
 	// bpf_sock_destroy.
 	ReasonKilled
-	// ReasonClosed is a process that closed a listener, or gave up connecting.
+	// ReasonClosed is a process that closed a listener, or gave up connecting,
+	// or closed a connection that TCP_REPAIR has taken elsewhere: the peer is
+	// told nothing.
 	ReasonClosed
-	// ReasonLocalError is a connect or listen that failed by itself: no route,
-	// no free port, address in use.
+	// ReasonLocalError is a connect or listen that failed by itself: no free
+	// port, address in use.
 	ReasonLocalError
 	// ReasonHandshakeFailed is a connection that the kernel could not make
 	// when its handshake was complete.
