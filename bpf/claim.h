@@ -176,6 +176,11 @@ static __always_inline void claim_request(struct sock_common *skc)
 	claimed_in(r.net, r.tuple.netns, NEW_SYN_RECV);
 }
 
+/*
+ * The kind of a mini-socket or request socket is read from its state: where
+ * MPTCP is above the listener, as it is for servers written in Go, the helpers
+ * for them (bpf_skc_to_tcp_timewait_sock) do not know its sk_prot.
+ */
 SEC("iter/tcp")
 int claim(struct bpf_iter__tcp *ctx)
 {
@@ -189,9 +194,9 @@ int claim(struct bpf_iter__tcp *ctx)
 		claim_socket(sk);
 		return 0;
 	}
-	if (bpf_skc_to_tcp_timewait_sock(skc))
+	if (skc->skc_state == TIME_WAIT)
 		claim_mini(skc);
-	else if (bpf_skc_to_tcp_request_sock(skc))
+	else if (skc->skc_state == NEW_SYN_RECV)
 		claim_request(skc);
 	return 0;
 }

@@ -47,7 +47,7 @@ type program struct {
 
 // TestPrograms watches programs that everybody knows, as they are. Each socket
 // is followed from its birth to its end, by a path that there is, and belongs to
-// whom /proc says; and they are as many as the kernel has counted.
+// who has opened it; and they are as many as the kernel has counted.
 func TestPrograms(t *testing.T) {
 	cases := []struct {
 		name           string
@@ -58,7 +58,7 @@ func TestPrograms(t *testing.T) {
 		reasons []tracer.Reason
 	}{
 		{"nginx and curl", program{"nginx", nginx}, program{"curl", curl}, curlRequests, nil},
-		{"nginx and wrk", program{"nginx", nginx}, program{"wrk", wrk}, 100, []tracer.Reason{
+		{"nginx and wrk", program{"nginx", nginx}, program{"wrk", wrk}, 20, []tracer.Reason{
 			tracer.ReasonRSTSentUnreadData, tracer.ReasonRSTSentLateData, tracer.ReasonRSTReceived, tracer.ReasonClosed,
 		}},
 		{"redis", program{"redis-server", redisServer}, program{"redis-benchmark", redisBenchmark}, redisRequests, nil},
@@ -80,8 +80,8 @@ func TestPrograms(t *testing.T) {
 			w.checkReasons(events, append(c.reasons, tracer.ReasonFIN))
 			w.checkEnds(events)
 			w.checkCounters(events)
-			if w.hidden == 0 {
-				checkGauges(t, w.rec.tracer, w.ns, "after the programs")
+			if w.lost == 0 {
+				w.checkGauges()
 			}
 		})
 	}
@@ -89,11 +89,13 @@ func TestPrograms(t *testing.T) {
 
 // programWatch is what is watched in a namespace.
 type programWatch struct {
-	t      *testing.T
-	rec    *recorder
-	ns     *netns.NS
-	known  map[uint32]processInfo // by process id
-	hidden int                    // transitions that the kernel has hidden: see guarded
+	t     *testing.T
+	rec   *recorder
+	ns    *netns.NS
+	known map[uint32]processInfo // by process id
+	// How many transitions the kernel has hidden (see guarded), or has run no
+	// program for, as the ledger says.
+	lost int
 }
 
 func newProgramWatch(t *testing.T) *programWatch {
@@ -109,7 +111,7 @@ func (w *programWatch) run(server, client program) {
 	w.await("listener", func(states map[tracer.State]int) bool { return states[tracer.StateListen] > 0 })
 	c := w.start(client)
 	for deadline := time.Now().Add(patience); !c.hasEnded(); time.Sleep(time.Millisecond) {
-		w.learn(s, c)
+		w.learn(s)
 		qt.Assert(w.t, qt.IsTrue(time.Now().Before(deadline)), qt.Commentf("%s does not end", client.comm))
 	}
 	qt.Check(w.t, qt.Equals(c.cmd.ProcessState.ExitCode(), 0), qt.Commentf("%s%s", c.stdout.String(), c.stderr.String()))
@@ -125,15 +127,37 @@ func (w *programWatch) events() []tracer.Event {
 		return len(states) == 0
 	})
 	time.Sleep(2 * tracer.SweepInterval)
-	w.hidden = w.rec.guards.hidden(w.t)
 	w.rec.catchUp()
 	events := only(w.rec.seen(), inNetns(w.ns.Inode()))
 	byTime(events)
-	w.rec.stop()
+	w.lost = w.rec.guards.hidden(w.t) + checkLost(w.t, w.rec.ledgerNow(), w.rec.before)
 	return events
 }
 
-// processInfo is what /proc says of a process.
+// checkLost expects nothing to be lost but for want of a program, which is rare,
+// and returns how much that is. Since 7.0 a program can be put off while it runs,
+// and where more processes want it than there are copies, the next is skipped.
+func checkLost(t *testing.T, now, before tracer.Ledger) (lost int) {
+	t.Helper()
+	recursion, seen := now.Recursion-before.Recursion, now.Seen-before.Seen
+	qt.Check(t, qt.Equals(now.Lost()-before.Lost(), recursion), qt.Commentf("%+v", now))
+	qt.Check(t, qt.Equals(now.Impaired(), before.Impaired()), qt.Commentf("%+v", now))
+	qt.Check(t, qt.IsTrue(recursion <= seen/1000), qt.Commentf("%d of %d", recursion, seen))
+	return int(recursion)
+}
+
+// checkGauges holds the gauges to ss, and an audit to both.
+func (w *programWatch) checkGauges() {
+	w.t.Helper()
+	checkGauges(w.t, w.rec.tracer, w.ns, fmt.Sprintf("after the programs; ledger %+v, last audit %+v", w.rec.ledgerNow(), w.rec.tracer.LastAudit()))
+	audit, err := w.rec.tracer.Audit(w.t.Context())
+	qt.Assert(w.t, qt.IsNil(err))
+	for _, d := range audit.Differences {
+		qt.Check(w.t, qt.Not(qt.Equals(d.Netns, w.ns.Inode())), qt.Commentf("%+v", d))
+	}
+}
+
+// processInfo is what is known of a process.
 type processInfo struct {
 	comm string
 	uid  uint32
@@ -148,6 +172,7 @@ func (w *programWatch) start(p program) *process {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	started := spawn(w.t, cmd)
 	w.t.Cleanup(func() { _ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) })
+	w.known[uint32(cmd.Process.Pid)] = processInfo{p.comm, uint32(os.Getuid())}
 	return started
 }
 
@@ -166,15 +191,12 @@ func (w *programWatch) await(what string, done func(map[tracer.State]int) bool) 
 	}
 }
 
-// learn notes what /proc says of the processes and their children.
-func (w *programWatch) learn(all ...*process) {
-	for _, p := range all {
-		pid := p.cmd.Process.Pid
-		w.learnProcess(strconv.Itoa(pid))
-		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)) // it may have ended
-		for _, child := range strings.Fields(string(children)) {
-			w.learnProcess(child)
-		}
+// learn notes what /proc says of the children of a process.
+func (w *programWatch) learn(p *process) {
+	pid := p.cmd.Process.Pid
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)) // it may have ended
+	for _, child := range strings.Fields(string(children)) {
+		w.learnProcess(child)
 	}
 }
 
@@ -195,12 +217,16 @@ func (w *programWatch) learnProcess(pid string) {
 	}
 }
 
-// checkPrograms expects clients to be the one program's and the rest to be the
-// other's, as /proc has said.
+// checkPrograms expects clients to be the one program's, and the rest to be the
+// other's or its children's.
 func (w *programWatch) checkPrograms(events []tracer.Event, server, client string) {
 	w.t.Helper()
-	known := 0
+	known, blank := 0, 0
 	for _, ev := range events {
+		if ev.Owner.Origin == tracer.OriginUnknown {
+			blank++
+			continue
+		}
 		want, comm := w.known[ev.Owner.PID], server
 		if ev.Role == tracer.RoleClient {
 			comm = client
@@ -211,7 +237,9 @@ func (w *programWatch) checkPrograms(events []tracer.Event, server, client strin
 			known++
 		}
 	}
-	w.t.Logf("%d transitions, %d of sockets whose acceptor is known", len(events), known)
+	w.t.Logf("%d transitions, %d of sockets whose acceptor is known; %d lost", len(events), known, w.lost)
+	const longestWalk = 7
+	qt.Check(w.t, qt.IsTrue(blank <= longestWalk*w.lost), qt.Commentf("%d without an owner", blank))
 }
 
 // checkReasons expects every connection to have ended for one of the reasons.
@@ -246,7 +274,7 @@ func (w *programWatch) checkEnds(events []tracer.Event) {
 			broken = append(broken, fmt.Sprint(cookie, transitions(walk)))
 		}
 	}
-	qt.Check(w.t, qt.IsTrue(len(broken) <= w.hidden), qt.Commentf("%v", broken))
+	qt.Check(w.t, qt.IsTrue(len(broken) <= w.lost), qt.Commentf("%v", broken))
 }
 
 func isWhole(walk []tracer.Event) bool {
@@ -289,7 +317,7 @@ func (w *programWatch) checkCounters(events []tracer.Event) {
 		{n.recycled, "TcpExt", "TWRecycled"},
 	} {
 		off := max(c.got-snmp[c.group][c.name], snmp[c.group][c.name]-c.got)
-		qt.Check(w.t, qt.IsTrue(off <= w.hidden), qt.Commentf("%s: %d, not %d", c.name, c.got, snmp[c.group][c.name]))
+		qt.Check(w.t, qt.IsTrue(off <= w.lost), qt.Commentf("%s: %d, not %d", c.name, c.got, snmp[c.group][c.name]))
 	}
 }
 
