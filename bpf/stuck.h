@@ -118,7 +118,7 @@ int find_stuck(struct bpf_iter__tcp *ctx)
 	if (!skc)
 		return 0;
 	sk = (struct sock *)bpf_skc_to_tcp_sock(skc);
-	mini = !sk && bpf_skc_to_tcp_timewait_sock(skc);
+	mini = skc->skc_state == TIME_WAIT; /* see claim */
 	row.state = mini ? mini_substate(addr) : skc->skc_state;
 	if (!over(row.state))
 		return 0;
