@@ -270,6 +270,8 @@ struct scratch {
 	__u64 rearming; /* the mini-socket whose timer is about to be armed anew */
 	__u64 expiring; /* the request socket whose timer runs */
 	__u64 migrating; /* the request socket that is being moved to another listener */
+	__u64 ending; /* the mini-socket that ends here, if minis does not have it */
+	__u64 ending_reason; /* and why */
 	struct request stray; /* what expiring is, if requests does not have it */
 	__u64 nested; /* how many programs are looking at a stack, each but the last interrupted */
 	struct callstack stacks[NESTING_MAX];

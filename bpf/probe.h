@@ -71,14 +71,40 @@ int BPF_PROG(twsk_schedule, struct inet_timewait_sock *tw, int timeo, bool rearm
 	return 0;
 }
 
+/*
+ * Why the mini-socket is about to end. Of one that is not claimed yet it is known
+ * up to its destructor, which follows at once if nobody else is looking at it.
+ */
+static __always_inline void mini_ends(__u64 addr, __u8 reason)
+{
+	struct mini *m = mini_find(addr);
+	struct scratch *here;
+
+	if (m) {
+		m->reason = reason;
+		return;
+	}
+	here = scratch_here();
+	if (!here)
+		return;
+	here->ending = addr;
+	here->ending_reason = reason;
+}
+
+static __always_inline __u8 ending_reason(__u64 addr)
+{
+	struct scratch *here = scratch_here();
+
+	if (!here || here->ending != addr)
+		return REASON_UNKNOWN;
+	here->ending = 0;
+	return here->ending_reason;
+}
+
 SEC("fentry/tw_timer_handler")
 int BPF_PROG(tw_timer, struct timer_list *timer)
 {
-	__u64 addr = (__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer);
-	struct mini *m = mini_find(addr);
-
-	if (m)
-		m->reason = REASON_EXPIRED;
+	mini_ends((__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer), REASON_EXPIRED);
 	return 0;
 }
 
@@ -86,10 +112,8 @@ SEC("fentry/inet_twsk_deschedule_put")
 int BPF_PROG(twsk_deschedule, struct inet_timewait_sock *tw)
 {
 	__u64 addr = (__u64)tw;
-	struct mini *m = mini_find(addr);
 
-	if (m)
-		m->reason = early_reason(addr, callers(ctx, false));
+	mini_ends(addr, early_reason(addr, callers(ctx, false)));
 	return 0;
 }
 
@@ -107,6 +131,8 @@ int BPF_PROG(twsk_destructor, struct sock *sk)
 		m = &stray;
 		mini_stray(m, addr);
 	}
+	if (!m->reason)
+		m->reason = ending_reason(addr);
 	if (!m->reason && callers(ctx, false) & CALLED_BY(TWSK_PURGE))
 		m->reason = REASON_NETNS_GONE;
 	mini_end(m, addr, bpf_ktime_get_ns(), m->reason);
