@@ -397,11 +397,10 @@ var killCases = []reasonCase{
 			c.ends(p.server, closeWait, tracer.ReasonRSTReceived, peer)
 		})
 	}},
-	{name: "killed in FIN_WAIT2 without an owner", provoke: func(c *closings) {
-		c.pairs(func(p pair) {
-			c.orphan(p.client, p.server)
-			c.expect(p.client, finWait2, tracer.ReasonKilled, local)
-			c.closeLate(p.server)
+	{name: "killed in FIN_WAIT2 without an owner", remote: true, provoke: func(c *closings) {
+		c.remotes(func(e end, port uint16) {
+			c.closes(e, finWait2, tracer.ReasonKilled, local)
+			c.r.say(port, flagACK, 0, 1)
 		})
 		c.killAll(finWait2)
 	}},

@@ -77,13 +77,12 @@ type reasonCase struct {
 // was done, and to the kernel's own counters.
 func TestReasons(t *testing.T) {
 	rec := shared(t)
-	eachReasonCase(t, func(t *testing.T, c reasonCase, family tracer.Family) {
-		if c.global && os.Getenv("FINWAIT_VM") == "" {
-			t.Skip("changes a sysctl of the whole host: for guests alone (FINWAIT_VM)")
+	fast := func(c reasonCase) bool { return !c.slow }
+	eachReasonCase(t, fast, families, func(t *testing.T, c reasonCase, family tracer.Family) {
+		if c.global {
+			onlyInGuest(t)
 		}
-		if !c.slow {
-			awaitClosings(rec.in(t), provoke(t, c, family))
-		}
+		awaitClosings(rec.in(t), provoke(t, c, family))
 	})
 	rec.stop()
 }
@@ -93,33 +92,28 @@ func TestReasons(t *testing.T) {
 func TestReasonsOfTimers(t *testing.T) {
 	rec := shared(t)
 	t.Cleanup(func() { rec.stop() })
-	eachReasonCase(t, func(t *testing.T, c reasonCase, family tracer.Family) {
-		if c.slow {
-			made := provoke(t, c, family)
-			t.Parallel()
-			mine := *rec
-			mine.t = t
-			awaitClosings(&mine, made)
-		}
+	slow := func(c reasonCase) bool { return c.slow }
+	eachReasonCase(t, slow, families, func(t *testing.T, c reasonCase, family tracer.Family) {
+		made := provoke(t, c, family)
+		t.Parallel()
+		mine := *rec
+		mine.t = t
+		awaitClosings(&mine, made)
 	})
 }
 
 // TestReasonsWithoutSymbols has the kernel hide its symbols. What is told then is
 // less, and not wrong.
 func TestReasonsWithoutSymbols(t *testing.T) {
-	if os.Getenv("FINWAIT_VM") == "" {
-		t.Skip("changes a sysctl of the whole host: for guests alone (FINWAIT_VM)")
-	}
+	onlyInGuest(t)
 	const sysctl = "/proc/sys/kernel/kptr_restrict"
 	before, err := os.ReadFile(sysctl)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(os.WriteFile(sysctl, []byte("2"), 0)))
 	t.Cleanup(func() { qt.Check(t, qt.IsNil(os.WriteFile(sysctl, before, 0))) })
 	rec := record(t, &tracer.Options{Evidence: tracer.EvidenceProbe})
-	eachReasonCase(t, func(t *testing.T, c reasonCase, family tracer.Family) {
-		if c.slow || c.global || family != tracer.FamilyIPv4 {
-			return
-		}
+	some := func(c reasonCase) bool { return !c.slow && !c.global }
+	eachReasonCase(t, some, families[:1], func(t *testing.T, c reasonCase, family tracer.Family) {
 		rec := rec.in(t)
 		made := provoke(t, c, family)
 		made.blind = true
@@ -128,11 +122,21 @@ func TestReasonsWithoutSymbols(t *testing.T) {
 	rec.stop()
 }
 
-func eachReasonCase(t *testing.T, do func(*testing.T, reasonCase, tracer.Family)) {
+// onlyInGuest skips a test that changes a sysctl of the whole host.
+func onlyInGuest(t *testing.T) {
+	t.Helper()
+	if os.Getenv("FINWAIT_VM") == "" {
+		t.Skip("changes a sysctl of the whole host: for guests alone (FINWAIT_VM)")
+	}
+}
+
+func eachReasonCase(t *testing.T, wanted func(reasonCase) bool, families []tracer.Family,
+	do func(*testing.T, reasonCase, tracer.Family)) {
+
 	for _, cases := range [][]reasonCase{finCases, resetCases, closeCases, killCases, handshakeCases, timeoutCases, heldCases, limitCases} {
 		for _, c := range cases {
 			for _, family := range families {
-				if c.family == 0 || c.family == family {
+				if wanted(c) && (c.family == 0 || c.family == family) {
 					t.Run(c.name+"/"+family.String(), func(t *testing.T) { do(t, c, family) })
 				}
 			}
