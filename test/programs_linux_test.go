@@ -134,6 +134,10 @@ func (w *programWatch) events() []tracer.Event {
 	return events
 }
 
+// longestWalk is how many transitions a connection has at most: so many may be
+// without an owner for one that is lost, that of connect.
+const longestWalk = 7
+
 // checkLost expects nothing to be lost but for want of a program, which is rare,
 // and returns how much that is. Since 7.0 a program can be put off while it runs,
 // and where more processes want it than there are copies, the next is skipped.
@@ -238,7 +242,6 @@ func (w *programWatch) checkPrograms(events []tracer.Event, server, client strin
 		}
 	}
 	w.t.Logf("%d transitions, %d of sockets whose acceptor is known; %d lost", len(events), known, w.lost)
-	const longestWalk = 7
 	qt.Check(w.t, qt.IsTrue(blank <= longestWalk*w.lost), qt.Commentf("%d without an owner", blank))
 }
 
