@@ -147,10 +147,7 @@ func acceptInherited(call string) error {
 		return err
 	}
 	if call == acceptAndExec {
-		exe, err := os.Executable()
-		if err != nil {
-			return err
-		}
+		const exe = "/proc/self/exe" // where it lies may be closed to the stranger's user
 		env := append(withoutStranger(os.Environ()), strangerCall+"="+closeInherited)
 		return fmt.Errorf("exec: %w", unix.Exec(exe, []string{exe}, env))
 	}

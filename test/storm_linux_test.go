@@ -147,12 +147,16 @@ func checkStorm(t *testing.T, rec *recorder, all, anew []*storm, hidden int) {
 	tallies := tallyStorms(rec, all)
 	for _, n := range tallies {
 		t.Logf("%d ends by %v: %v", n.ends, tr.Evidence(), n.reasons)
-		qt.Check(t, qt.HasLen(n.unknown, 0), qt.Commentf("ends without a reason"))
+		without := 0
+		for _, ends := range n.unknown {
+			without += ends
+		}
+		qt.Check(t, qt.IsTrue(without <= hidden), qt.Commentf("ends without a reason: %v", n.unknown))
 	}
 	inChurn := tally(only(rec.seen(), func(ev *tracer.Event) bool {
 		return isClosing(ev) && ev.Reason == tracer.ReasonUnknown && ev.Owner.PID == uint32(os.Getpid())
 	}))
-	qt.Check(t, qt.HasLen(inChurn, 0), qt.Commentf("ends without a reason"))
+	qt.Check(t, qt.IsTrue(sum(inChurn) <= hidden), qt.Commentf("ends without a reason: %v", inChurn))
 	if hidden > 0 {
 		return
 	}

@@ -225,7 +225,7 @@ func (a *auditor) forget(cookie uint64, row *gaugeRow, result *Audit) {
 	by := a.corrections[cookie]
 	for _, s := range States() {
 		if n := row.of(s, by); n != 0 {
-			result.Differences = append(result.Differences, Difference{Netns: row.netns, State: s, Gauge: n})
+			result.Gone = append(result.Gone, Difference{Netns: row.netns, State: s, Gauge: n})
 			a.corrected.Add(uint64(max(n, -n)))
 		}
 	}

@@ -50,6 +50,10 @@ type Audit struct {
 	Netns, Walked int
 	// Differences are what differed, and has been put right.
 	Differences []Difference
+	// Gone are what was left in the gauges of network namespaces that are gone,
+	// found when another had the inode number of one: sockets of which no end was
+	// seen. They are in no gauge any more.
+	Gone []Difference
 	// Stale is the number of mini-sockets and half-open connections that were
 	// followed though they had ended.
 	Stale uint64
