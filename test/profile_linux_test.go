@@ -25,7 +25,7 @@ func TestProfile(t *testing.T) {
 	netns.RequireRoot(t)
 	var recorders []*recorder
 	for _, by := range profileDimensions {
-		recorders = append(recorders, record(t, &tracer.Options{EventBuffer: 1 << 20, Profile: &tracer.ProfileOptions{By: by}}))
+		recorders = append(recorders, record(t, &tracer.Options{EventBuffer: 16 << 20, Profile: &tracer.ProfileOptions{By: by}}))
 	}
 	ns := netns.New(t)
 	for _, kind := range traffic.Kinds() {
