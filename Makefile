@@ -22,7 +22,7 @@ demo: build ## Build and show live transitions (root)
 	./finwait trace --demo --duration 10s
 
 test: ## Run all tests; those that need root are skipped without
-	go test -count=1 -p 1 ./...
+	go test -count=1 -p 1 -timeout 30m ./...
 
 test-vm: ## Run the tests on other kernels, or on KERNEL, in virtual machines
 	./test/vm/run.sh $(KERNEL)
