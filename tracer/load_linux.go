@@ -147,7 +147,22 @@ func andAlso(err, another error) error {
 }
 
 // load returns the programs and maps of a tier, configured and in the kernel.
+// Programs keep the CPU where they can (bpf/preempt.h); some kernels that have the
+// functions for it (6.10 to about 6.14) do not let a program call a global function
+// meanwhile.
 func load(opts *Options, with tier, syms *symbols) (*ebpf.Collection, error) {
+	keep, err := kernelHas("bpf_preempt_disable")
+	if err != nil {
+		return nil, err
+	}
+	coll, err := loadKeeping(keep, opts, with, syms)
+	if keep && errors.Is(err, unix.EINVAL) {
+		return loadKeeping(false, opts, with, syms)
+	}
+	return coll, err
+}
+
+func loadKeeping(cpu bool, opts *Options, with tier, syms *symbols) (*ebpf.Collection, error) {
 	spec, err := loadBpf()
 	if err != nil {
 		return nil, fmt.Errorf("read programs: %w", err)
@@ -160,6 +175,9 @@ func load(opts *Options, with tier, syms *symbols) (*ebpf.Collection, error) {
 	}
 	if err := configure(spec, opts, with, syms); err != nil {
 		return nil, err
+	}
+	if err := spec.Variables["can_keep_cpu"].Set(cpu); err != nil {
+		return nil, fmt.Errorf("set can_keep_cpu: %w", err)
 	}
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
@@ -260,9 +278,6 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbol
 	values["profile_by"] = opts.Profile.constant()
 	values["symbols"] = *syms
 	values["call_form"] = callForm()
-	if values["can_keep_cpu"], err = kernelHas("bpf_preempt_disable"); err != nil {
-		return err
-	}
 	for name, value := range values {
 		variable, ok := spec.Variables[name]
 		if !ok {
