@@ -151,7 +151,9 @@ func checkStorm(t *testing.T, rec *recorder, all, anew []*storm, hidden int) {
 		for _, ends := range n.unknown {
 			without += ends
 		}
-		qt.Check(t, qt.IsTrue(without <= hidden), qt.Commentf("ends without a reason: %v", n.unknown))
+		// A mini-socket that ends before it is claimed, while the claiming walk
+		// holds it, is freed by the walk, which does not know why.
+		qt.Check(t, qt.IsTrue(without <= hidden+n.ends/1000), qt.Commentf("ends without a reason: %v", n.unknown))
 	}
 	inChurn := tally(only(rec.seen(), func(ev *tracer.Event) bool {
 		return isClosing(ev) && ev.Reason == tracer.ReasonUnknown && ev.Owner.PID == uint32(os.Getpid())
