@@ -31,17 +31,6 @@ struct {
 	__type(value, struct holder);
 } holders SEC(".maps");
 
-/*
- * A file keeps the credentials that it was opened with, and two processes never
- * share any: fork copies them (copy_creds). So those who have the socket by fork
- * or by SCM_RIGHTS are told from the one that opened it, unless that has changed
- * its credentials since, as execve and setuid do.
- */
-static __always_inline bool has_opened(struct task_struct *task, struct file *file)
-{
-	return BPF_CORE_READ(file, f_cred) == BPF_CORE_READ(task, cred);
-}
-
 /* The one who opened the socket comes before others, then the oldest. */
 static __always_inline bool comes_first(const struct holder *h, bool opened, __u64 started_ns)
 {

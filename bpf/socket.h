@@ -43,16 +43,16 @@ static __always_inline void take_owner(struct finwait_who *who, __u8 origin)
 }
 
 /*
- * Did this process open the socket? A file keeps the credentials object of who
- * opened it, by socket or accept, and no two processes have the same one (fork
- * makes another, copy_creds, and so does exec): if it is this process's, nobody
- * else has opened the file. If it is not, who knows.
+ * Has this process opened the file, by socket or accept? A file keeps the
+ * credentials object of who has, and no two processes share one: fork makes
+ * another (copy_creds). If it is this process's, nobody else has opened the file;
+ * if it is not, it may have changed its own since, as execve and setuid do.
  */
-static __always_inline bool opened_here(const struct sock *sk)
+static __always_inline bool has_opened(struct task_struct *task, struct file *file)
 {
-	const struct cred *opener = BPF_CORE_READ(sk, sk_socket, file, f_cred);
+	const struct cred *opener = BPF_CORE_READ(file, f_cred);
 
-	return opener && opener == bpf_get_current_task_btf()->cred;
+	return opener && opener == BPF_CORE_READ(task, cred);
 }
 
 /*
@@ -63,7 +63,7 @@ static __always_inline bool opened_here(const struct sock *sk)
 static __always_inline void learn_accept(struct finwait_who *who, const struct sock *sk, __u8 old)
 {
 	if (who->role == ROLE_SERVER && who->origin != ORIGIN_ACCEPT && old != LISTEN && sk->sk_lock.owned &&
-	    opened_here(sk))
+	    has_opened(bpf_get_current_task_btf(), BPF_CORE_READ(sk, sk_socket, file)))
 		take_owner(who, ORIGIN_ACCEPT);
 }
 

@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -325,4 +326,113 @@ func (c *closings) awaitUnread(e end) {
 func (c *closings) linger(e end) {
 	c.t.Helper()
 	c.must("SO_LINGER", unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+}
+
+func (c *closings) family() tracer.Family {
+	if c.addr.Is6() {
+		return tracer.FamilyIPv6
+	}
+	return tracer.FamilyIPv4
+}
+
+// unaccepted makes connections that nobody accepts, some of which the client
+// has shut down.
+func (c *closings) unaccepted() {
+	c.t.Helper()
+	c.listen()
+	for i := range connections {
+		c.ns.Do(func() {
+			e := end{fd: c.socket()}
+			e.cookie = c.cookie(e.fd)
+			c.must("connect", unix.Connect(e.fd, sockaddrOf(c.listener.local)))
+			if i%2 == 0 {
+				c.expect(e, estab, tracer.ReasonRSTReceived, peer)
+			} else {
+				c.shutdown(e, unix.SHUT_WR)
+				c.awaitState(e, finWait2)
+				c.expect(e, finWait2, tracer.ReasonRSTReceived, local)
+			}
+			c.closeLate(e)
+		})
+	}
+	c.awaitQueued(connections)
+	for tuple, cookie := range c.cookies("established") {
+		if tuple.Local == c.listener.local {
+			c.expect(end{cookie: cookie}, estab, tracer.ReasonRSTSentUnaccepted, local)
+		}
+	}
+	for _, cookie := range c.cookies("close-wait") {
+		c.expect(end{cookie: cookie}, closeWait, tracer.ReasonRSTSentUnaccepted, peer)
+	}
+}
+
+func (c *closings) cookies(state string) map[oracle.Tuple]uint64 {
+	c.t.Helper()
+	cookies, err := oracle.Cookies(c.ns, state)
+	c.must("ss", err)
+	return cookies
+}
+
+// listenFastOpen has the listener take data in SYNs.
+func (c *closings) listenFastOpen() {
+	c.t.Helper()
+	c.ns.Sysctl("net.ipv4.tcp_fastopen", "3")
+	c.listen()
+	c.setTCP(c.listener, unix.TCP_FASTOPEN, connections)
+	c.setTCP(c.listener, unix.TCP_FASTOPEN_NO_COOKIE, 1)
+}
+
+// fastOpens makes connections whose SYN carried a byte and is not answered yet:
+// they are accepted in SYN_RECV.
+func (c *closings) fastOpens(do func(e end, port uint16)) {
+	c.t.Helper()
+	c.listenFastOpen()
+	eachPort(func(port uint16) { c.r.segment(port, flagSYN, remoteISN, 0, 'x') })
+	for range connections {
+		e := c.acceptRemote()
+		do(e, e.remote.Port())
+	}
+	c.closeLate(c.listener)
+}
+
+// connectings makes sockets in SYN_SENT, each to another of the remote's ports.
+func (c *closings) connectings(do func(e end)) {
+	c.t.Helper()
+	var all []end
+	eachPort(func(port uint16) {
+		all = append(all, c.connecting(sockaddrOf(netip.AddrPortFrom(c.r.addr, port))))
+	})
+	for _, e := range all {
+		do(e)
+	}
+}
+
+// giveUpSoon has the kernel repeat nothing more than once.
+func (c *closings) giveUpSoon() {
+	c.t.Helper()
+	c.ns.Sysctl("net.ipv4.tcp_retries2", "1")
+	c.ns.Sysctl("net.ipv4.tcp_orphan_retries", "1")
+}
+
+// keepAlive has the kernel probe the peer every second.
+func (c *closings) keepAlive(e end, probes int) {
+	c.t.Helper()
+	c.must("SO_KEEPALIVE", unix.SetsockoptInt(e.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1))
+	c.setTCP(e, unix.TCP_KEEPIDLE, 1)
+	c.setTCP(e, unix.TCP_KEEPINTVL, 1)
+	c.setTCP(e, unix.TCP_KEEPCNT, probes)
+}
+
+// limit sets a sysctl of the whole host until the test is over.
+func (c *closings) limit(name, value string) {
+	c.t.Helper()
+	path := "/proc/sys/net/ipv4/" + name
+	before, err := os.ReadFile(path)
+	c.must("read sysctl", err)
+	c.must("set sysctl", os.WriteFile(path, []byte(value), 0))
+	c.t.Cleanup(func() {
+		if err := os.WriteFile(path, before, 0); err != nil {
+			c.t.Error(err)
+		}
+	})
 }

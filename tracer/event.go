@@ -290,6 +290,9 @@ func Reasons() []Reason {
 // with them.
 var reasonGroups = []string{"rst_sent", "timeout"}
 
+// ReasonNames returns the names that ParseReasons knows.
+func ReasonNames() []string { return slices.Concat(reasonGroups, reasonNames[:]) }
+
 // ParseReasons returns the reason of that name, or those of the group of that
 // name: "timeout" has all whose names begin with "timeout_", and "rst_sent" all
 // that begin with "rst_sent_".
@@ -302,7 +305,7 @@ func ParseReasons(name string) ([]Reason, error) {
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("unknown reason %q", name)
+		return nil, fmt.Errorf("unknown reason %q (want one of %s)", name, strings.Join(ReasonNames(), ", "))
 	}
 	return found, nil
 }

@@ -23,7 +23,10 @@ import (
 // the order in which they must: see bpf/finwait.bpf.c.
 const stateTracepoint = "inet_sock_set_state"
 
-var statePrograms = []string{"receive_reset", "set_state_softirq", "set_state", "set_state_again", "set_state_last"}
+var statePrograms = []string{"set_state_softirq", "set_state", "set_state_again", "set_state_last"}
+
+// resetProgram tells statePrograms that a reset is ending a socket (bpf/reason.h).
+const resetProgram = "receive_reset"
 
 // claimProgram goes through the sockets of a network namespace (bpf/claim.h),
 // findProgram and holdersProgram through the open files of the host

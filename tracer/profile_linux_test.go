@@ -164,9 +164,13 @@ func TestProfileFullOfSockets(t *testing.T) {
 	tracer, err := New(&Options{Profile: &ProfileOptions{rows: rows}})
 	qt.Assert(t, qt.IsNil(err))
 	defer tracer.Close()
+	var open []net.Listener // all at once, so that each has another port
 	for range listeners {
 		l, err := net.Listen("tcp4", "127.0.0.1:0")
 		qt.Assert(t, qt.IsNil(err))
+		open = append(open, l)
+	}
+	for _, l := range open {
 		qt.Assert(t, qt.IsNil(l.Close()))
 	}
 	qt.Assert(t, qt.IsNil(tracer.Detach()))

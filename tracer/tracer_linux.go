@@ -139,7 +139,7 @@ func (t *Tracer) attach() error {
 			return err
 		}
 	}
-	for _, name := range slices.Concat(t.tier.programs, statePrograms) {
+	for _, name := range slices.Concat(t.tier.programs, []string{resetProgram}, statePrograms) {
 		program := t.coll.Programs[name]
 		if program == nil {
 			continue // optional, and there is nothing to attach it to

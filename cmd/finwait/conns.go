@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"iter"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/output"
 	"github.com/finwait/finwait/tracer"
@@ -56,16 +54,8 @@ connections ended, were printed and lost.`,
 	f.StringSliceVar(&flags.reasons, "reason", nil, "connections that ended for one of these `reasons`, such as timeout or rst_received")
 	f.BoolVar(&flags.waitTimeWait, "wait-timewait", true, "print a connection when its TIME_WAIT ends, or (=false) when that begins")
 	flags.run.add(cmd, "connections")
-	completeWords(cmd, "reason", reasonWords())
+	completeWords(cmd, "reason", tracer.ReasonNames())
 	return cmd
-}
-
-func reasonWords() []string {
-	words := []string{"timeout", "rst_sent"}
-	for _, r := range tracer.Reasons() {
-		words = append(words, r.String())
-	}
-	return words
 }
 
 func (f *connsFlags) options(cmd *cobra.Command) (*tracer.Options, error) {
@@ -75,51 +65,24 @@ func (f *connsFlags) options(cmd *cobra.Command) (*tracer.Options, error) {
 	}
 	opts.NoTransitions = true
 	opts.Conns = &tracer.ConnOptions{AtTimeWait: !f.waitTimeWait, Buffer: f.run.buffer << 20}
-	opts.Conns.Slow, err = parseStateTimes(cmd, "slow", f.slow)
+	opts.Conns.Slow, err = parseSlow(cmd.Flags(), f.slow)
 	if err != nil {
 		return nil, err
 	}
 	p := flagParser{flags: cmd.Flags()}
 	var groups [][]tracer.Reason
-	parseList(&p, "reason", f.reasons, &groups, parseReasons)
+	parseList(&p, "reason", f.reasons, &groups, tracer.ParseReasons)
 	for _, g := range groups {
 		opts.Conns.Reasons = append(opts.Conns.Reasons, g...)
 	}
 	return opts, p.err
 }
 
-func parseReasons(word string) ([]tracer.Reason, error) {
-	reasons, err := tracer.ParseReasons(word)
-	if err != nil {
-		return nil, fmt.Errorf("%w (want one of %s)", err, strings.Join(reasonWords(), ", "))
-	}
-	return reasons, nil
-}
-
-// parseStateTimes parses words such as ESTABLISHED:10s.
-func parseStateTimes(cmd *cobra.Command, flag string, words []string) (map[tracer.State]time.Duration, error) {
-	type stateTime struct {
-		state tracer.State
-		time  time.Duration
-	}
+// parseSlow returns the times that --slow has, by state.
+func parseSlow(flags *pflag.FlagSet, words []string) (map[tracer.State]time.Duration, error) {
 	var list []stateTime
-	p := flagParser{flags: cmd.Flags()}
-	parseList(&p, flag, words, &list, func(word string) (stateTime, error) {
-		name, text, ok := strings.Cut(word, ":")
-		state, err := tracer.ParseState(name)
-		d, badTime := time.ParseDuration(text)
-		switch {
-		case !ok:
-			return stateTime{}, fmt.Errorf("%q is not a state and a time, such as ESTABLISHED:10s", word)
-		case err != nil:
-			return stateTime{}, err
-		case badTime != nil || d <= 0:
-			return stateTime{}, fmt.Errorf("%q is not a time, such as 10s or 200ms", text)
-		case state == tracer.StateClose || state == tracer.StateListen:
-			return stateTime{}, errors.New("no connection is in " + state.String())
-		}
-		return stateTime{state, d}, nil
-	})
+	p := flagParser{flags: flags}
+	parseList(&p, "slow", words, &list, parseStateTime)
 	times := map[tracer.State]time.Duration{}
 	for _, st := range list {
 		times[st.state] = st.time
@@ -142,7 +105,7 @@ var connections = stream[tracer.Conn]{
 		return account{
 			seen: l.ConnsSeen, emitted: l.ConnsEmitted, matched: l.ConnsEmitted + l.ConnsLost, lost: l.ConnsLost + l.Decode,
 			notes: []note{
-				{l.ConnsLost, "lost, or did not match: the buffer was full (give it more with --buffer)"},
+				{l.ConnsLost, "lost: the buffer was full (give it more with --buffer)"},
 				{l.Recursion, "transitions for which no program was run, since the kernel skips one that interrupts itself on one CPU"},
 			},
 		}

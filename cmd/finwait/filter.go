@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -117,6 +118,36 @@ func parseList[T any](p *flagParser, name string, words []string, into *[]T, par
 		}
 		*into = append(*into, v)
 	}
+}
+
+// stateTime is a time in a state.
+type stateTime struct {
+	state tracer.State
+	time  time.Duration
+}
+
+func parseStateTime(s string) (stateTime, error) {
+	name, text, named := strings.Cut(s, ":")
+	if !named {
+		return stateTime{}, fmt.Errorf("%q is not a state and a time, such as CLOSE_WAIT:5m", s)
+	}
+	state, err := tracer.ParseState(name)
+	if err != nil {
+		return stateTime{}, err
+	}
+	if state == tracer.StateClose || state == tracer.StateListen {
+		return stateTime{}, fmt.Errorf("no connection is in %v", state)
+	}
+	d, err := parseTime(text)
+	return stateTime{state, d}, err
+}
+
+func parseTime(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%q is not a time, such as 90s", s)
+	}
+	return d, nil
 }
 
 func parsePorts(s string) (tracer.PortRange, error) {

@@ -128,11 +128,7 @@ func runProfile(cmd *cobra.Command, flags *profileFlags) error {
 	if err != nil {
 		return err
 	}
-	t, err := tracer.New(opts)
-	var mistake *tracer.OptionsError
-	if errors.As(err, &mistake) {
-		return usagef("%w", err)
-	}
+	t, err := newTracer(opts)
 	if err != nil {
 		return err
 	}

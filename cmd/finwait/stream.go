@@ -71,6 +71,16 @@ func parseEvidence(flags *pflag.FlagSet, word string) (tracer.Evidence, error) {
 	return 0, nil
 }
 
+// newTracer starts tracing. What is wrong with the options is a usage error.
+func newTracer(opts *tracer.Options) (*tracer.Tracer, error) {
+	t, err := tracer.New(opts)
+	var mistake *tracer.OptionsError
+	if errors.As(err, &mistake) {
+		return nil, usagef("%w", err)
+	}
+	return t, err
+}
+
 // stream is what a command prints.
 type stream[T any] struct {
 	noun    string // in the plural
@@ -89,11 +99,7 @@ func runStream[T any](cmd *cobra.Command, flags *streamFlags, opts *tracer.Optio
 	if err != nil {
 		return err
 	}
-	t, err := tracer.New(opts)
-	var mistake *tracer.OptionsError
-	if errors.As(err, &mistake) {
-		return usagef("%w", err)
-	}
+	t, err := newTracer(opts)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -122,26 +121,19 @@ func parseOver(words []string) (map[tracer.State]time.Duration, error) {
 	over := map[tracer.State]time.Duration{}
 	var all time.Duration
 	for _, word := range words {
-		name, text, named := strings.Cut(word, ":")
-		if !named {
-			text = word
-		}
-		d, err := time.ParseDuration(text)
-		if err != nil || d <= 0 {
-			return nil, fmt.Errorf("%q is not a time such as 90s or CLOSE_WAIT:5m", word)
-		}
-		if !named {
+		if !strings.Contains(word, ":") {
+			d, err := parseTime(word)
+			if err != nil {
+				return nil, fmt.Errorf("%w or CLOSE_WAIT:5m", err)
+			}
 			all = d
 			continue
 		}
-		state, err := tracer.ParseState(name)
+		st, err := parseStateTime(word)
 		if err != nil {
 			return nil, err
 		}
-		if state == tracer.StateClose || state == tracer.StateListen {
-			return nil, fmt.Errorf("no socket is stuck in %v: it is where one waits to be used", state)
-		}
-		over[state] = d
+		over[st.state] = st.time
 	}
 	if all == 0 {
 		return over, nil
@@ -170,11 +162,7 @@ type looker struct {
 
 func (l *looker) run(ctx context.Context) error {
 	defer func() { _ = l.cgroups.Close() }()
-	t, err := tracer.New(&l.opts)
-	var mistake *tracer.OptionsError
-	if errors.As(err, &mistake) {
-		return usagef("%w", err)
-	}
+	t, err := newTracer(&l.opts)
 	if err != nil {
 		return err
 	}
