@@ -1,11 +1,14 @@
 # Versions of the tools that are not in go.mod, each in this one place.
 CLANG_VERSION ?= 19
 GOLANGCI_VERSION ?= v2.15.0
+GOTESTSUM_VERSION ?= v1.13.0
 
 CLANG ?= clang-$(CLANG_VERSION)
 CLANG_FORMAT ?= clang-format-$(CLANG_VERSION)
 LLVM_STRIP ?= llvm-strip-$(CLANG_VERSION)
 GOLANGCI ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+GOTESTSUM ?= go run gotest.tools/gotestsum@$(GOTESTSUM_VERSION)
+TESTFLAGS ?= -count=1 -p 1 -timeout 30m
 FUZZTIME ?= 10s
 
 GENERATED = tracer/bpf_bpfel.go tracer/bpf_bpfel.o tracer/bpftest_bpfel_test.go tracer/bpftest_bpfel_test.o
@@ -22,7 +25,11 @@ demo: build ## Build and show live transitions (root)
 	./finwait trace --demo --duration 10s
 
 test: ## Run all tests; those that need root are skipped without
-	go test -count=1 -p 1 -timeout 30m ./...
+	go test $(TESTFLAGS) ./...
+
+test-twice: ## Run all tests, and once more those that fail, if they are few
+	$(GOTESTSUM) --format pkgname --format-hide-empty-pkg --hide-summary=skipped \
+		--rerun-fails=1 --rerun-fails-max-failures=6 --packages=./... -- $(TESTFLAGS)
 
 test-vm: ## Run the tests on other kernels, or on KERNEL, in virtual machines
 	./test/vm/run.sh $(KERNEL)
@@ -69,4 +76,4 @@ bench-smoke: ## Run every benchmark once, so that they stay alive
 clean: ## Remove what was built
 	rm -f finwait
 
-.PHONY: help build demo test test-vm vm-shell lint fmt generate check-generate fuzz bench bench-smoke clean
+.PHONY: help build demo test test-twice test-vm vm-shell lint fmt generate check-generate fuzz bench bench-smoke clean

@@ -7,11 +7,14 @@
 #ifndef FINWAIT_PREEMPT_H
 #define FINWAIT_PREEMPT_H
 
-/* The kernel has the two functions (since 6.10), set by the loader. */
+/* The kernel has the first two functions (since 6.10), and the others (6.14); set by the loader. */
 const volatile bool can_keep_cpu = false;
+const volatile bool can_stop_irqs = false;
 
 extern void bpf_preempt_disable(void) __weak __ksym;
 extern void bpf_preempt_enable(void) __weak __ksym;
+extern void bpf_local_irq_save(unsigned long *flags) __weak __ksym;
+extern void bpf_local_irq_restore(unsigned long *flags) __weak __ksym;
 
 static __always_inline void keep_cpu(void)
 {
@@ -19,10 +22,26 @@ static __always_inline void keep_cpu(void)
 		bpf_preempt_disable();
 }
 
+/*
+ * Where many processes wait for the CPU, preempt_enable() is where one of them
+ * takes it: always in a program that the kernel still counts as running, and so
+ * one program after the other would be lost to them. With interrupts off it does
+ * not ask who waits (preempt_schedule), and local_irq_restore() does not either:
+ * the next who asks is the kernel, after the program.
+ */
 static __always_inline void leave_cpu(void)
 {
-	if (can_keep_cpu)
+	unsigned long flags;
+
+	if (!can_keep_cpu)
+		return;
+	if (!can_stop_irqs) {
 		bpf_preempt_enable();
+		return;
+	}
+	bpf_local_irq_save(&flags);
+	bpf_preempt_enable();
+	bpf_local_irq_restore(&flags);
 }
 
 #endif

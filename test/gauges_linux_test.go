@@ -153,16 +153,19 @@ func TestGauges(t *testing.T) {
 				anew.finish()
 				checkGauges(t, rec.tracer, anew.l.ns, fmt.Sprintf("after repetition %d", i+1))
 			}
-			checkAudit(t, rec.tracer)
+			checkAudit(t, rec)
 		})
 	}
 }
 
 // checkAudit expects an audit to find nothing.
-func checkAudit(t testing.TB, tr *tracer.Tracer) {
+func checkAudit(t testing.TB, rec *recorder) {
 	t.Helper()
-	audit, err := tr.Audit(t.Context())
+	audit, err := rec.tracer.Audit(t.Context())
 	qt.Assert(t, qt.IsNil(err))
+	if len(audit.Differences) > 0 {
+		rec.guards.excuse(t)
+	}
 	qt.Check(t, qt.HasLen(audit.Differences, 0))
 	qt.Check(t, qt.Equals(audit.Claimed, tracer.StateCounts{}))
 	qt.Check(t, qt.Equals(audit.Stale, 0))

@@ -270,7 +270,7 @@ func TestHalfOpenMigrates(t *testing.T) {
 				return ev.Netns == l.ns.Inode() && ev.Remote.Port() >= remotePort && ev.Remote.Port() < remotePort+connections
 			})
 			checkGauges(t, rec.tracer, l.ns, "accepted by another listener")
-			checkAudit(t, rec.tracer)
+			checkAudit(t, rec)
 			rec.stop()
 			byTime(events)
 			for _, walk := range walksOf(events) {

@@ -197,11 +197,11 @@ func (h *lockHolder) nextFault() uintptr {
 	return uintptr(endian.NativeEndian.Uint64(fault[address:]))
 }
 
-// release lets go of one after the other.
+// release lets go of all at once: as many processes wake.
 func (h *lockHolder) release() {
 	h.l.t.Helper()
-	for i, done := range h.readers {
-		h.over(uffdioZeroPage, 0, h.page(i))
+	h.over(uffdioZeroPage, 0, h.memory)
+	for _, done := range h.readers {
 		<-done
 	}
 }

@@ -132,8 +132,8 @@ func checkStorm(t *testing.T, rec *recorder, all, anew []*storm, hidden int) {
 	for i, s := range all {
 		checkGauges(t, tr, s.l.ns, fmt.Sprintf("namespace %d after the storm, by %v", i, tr.Evidence()))
 	}
-	checkAudit(t, tr)
-	checkAudit(t, tr)
+	checkAudit(t, rec)
+	checkAudit(t, rec)
 	for _, s := range anew {
 		s.timeWaits = s.countTimeWaits()
 		s.states = gaugesOf(t, tr, s.l.ns)

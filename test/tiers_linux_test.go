@@ -102,7 +102,7 @@ func TestTiers(t *testing.T) {
 	ours := func(ev *tracer.Event) bool { return spaces[ev.Netns] && ev.Time.Before(until) }
 	var told []map[string][]telling
 	for _, rec := range recorders {
-		checkAudit(t, rec.tracer)
+		checkAudit(t, rec)
 		_, err := rec.tracer.Stuck(t.Context(), nil)
 		qt.Check(t, qt.IsNil(err))
 		checkRuns(t, rec.tracer)

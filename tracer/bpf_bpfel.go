@@ -368,6 +368,7 @@ const (
 	bpfVarAttached               = "attached"
 	bpfVarCallForm               = "call_form"
 	bpfVarCanKeepCpu             = "can_keep_cpu"
+	bpfVarCanStopIrqs            = "can_stop_irqs"
 	bpfVarFilterAddr             = "filter_addr"
 	bpfVarFilterAddrLen          = "filter_addr_len"
 	bpfVarFilterByLport          = "filter_by_lport"
@@ -536,6 +537,7 @@ type bpfVariableSpecs struct {
 	Attached           *ebpf.VariableSpec `ebpf:"attached"`
 	CallForm           *ebpf.VariableSpec `ebpf:"call_form"`
 	CanKeepCpu         *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
+	CanStopIrqs        *ebpf.VariableSpec `ebpf:"can_stop_irqs"`
 	FilterAddr         *ebpf.VariableSpec `ebpf:"filter_addr"`
 	FilterAddrLen      *ebpf.VariableSpec `ebpf:"filter_addr_len"`
 	FilterByLport      *ebpf.VariableSpec `ebpf:"filter_by_lport"`
@@ -667,6 +669,7 @@ type bpfVariables struct {
 	Attached           *ebpf.Variable `ebpf:"attached"`
 	CallForm           *ebpf.Variable `ebpf:"call_form"`
 	CanKeepCpu         *ebpf.Variable `ebpf:"can_keep_cpu"`
+	CanStopIrqs        *ebpf.Variable `ebpf:"can_stop_irqs"`
 	FilterAddr         *ebpf.Variable `ebpf:"filter_addr"`
 	FilterAddrLen      *ebpf.Variable `ebpf:"filter_addr_len"`
 	FilterByLport      *ebpf.Variable `ebpf:"filter_by_lport"`

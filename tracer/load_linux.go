@@ -182,6 +182,13 @@ func loadKeeping(cpu bool, opts *Options, with tier, syms *symbols) (*ebpf.Colle
 	if err := spec.Variables["can_keep_cpu"].Set(cpu); err != nil {
 		return nil, fmt.Errorf("set can_keep_cpu: %w", err)
 	}
+	irqs, err := kernelHas("bpf_local_irq_save")
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["can_stop_irqs"].Set(irqs); err != nil {
+		return nil, fmt.Errorf("set can_stop_irqs: %w", err)
+	}
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)

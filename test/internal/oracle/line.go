@@ -39,7 +39,10 @@ func (l *Line) Remote() netip.AddrPort { return netip.AddrPortFrom(l.DAddrV6.Unm
 // the same tracepoint reports, are not; the subflows under them are.
 func (l *Line) IsTCP() bool { return l.Protocol == "IPPROTO_TCP" }
 
-const eventName = " inet_sock_set_state: "
+const (
+	eventName  = " inet_sock_set_state: "
+	expiryName = " timer_expire_entry: "
+)
 
 // errOtherLine is what parseLine returns for a line that is no record of the
 // event: a comment or an empty line.
@@ -57,6 +60,23 @@ func parseTrace(text string) ([]Line, error) {
 		default:
 			lines = append(lines, l)
 		}
+	}
+	return lines, nil
+}
+
+// parseExpiries parses an instance's trace file for the expiries of timers.
+func parseExpiries(text string) ([]Line, error) {
+	var lines []Line
+	for s := range strings.Lines(text) {
+		head, _, ok := strings.Cut(s, expiryName)
+		if !ok || strings.HasPrefix(s, "#") {
+			continue
+		}
+		var l Line
+		if err := l.parseHead(head); err != nil {
+			return nil, fmt.Errorf("trace line %q: %w", s, err)
+		}
+		lines = append(lines, l)
 	}
 	return lines, nil
 }

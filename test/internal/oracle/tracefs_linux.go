@@ -17,10 +17,12 @@ import (
 const bufferKB = 16 << 10
 
 // Trace is tracefs' own stream of sock:inet_sock_set_state, from every network
-// namespace.
+// namespace, and of the timers that end what has no such transition.
 type Trace struct {
 	t   testing.TB
 	dir string // of the trace instance
+	// expiries says that it holds those of mini-sockets and half-open connections.
+	expiries bool
 }
 
 // Start begins to record, in a trace instance of its own that the end of the
@@ -48,6 +50,7 @@ func Start(t testing.TB) *Trace {
 	err = errors.Join(
 		tr.write("trace_clock", "mono"),
 		tr.write("buffer_size_kb", strconv.Itoa(bufferKB)),
+		tr.chooseExpiries(),
 		tr.enable("1"),
 	)
 	if err != nil {
@@ -56,9 +59,58 @@ func Start(t testing.TB) *Trace {
 	return tr
 }
 
+// chooseExpiries has the trace hold what ends mini-sockets and half-open
+// connections apart from packets: their timers. A kernel that hides its symbols
+// does not let them be told from others, and then there are none.
+func (tr *Trace) chooseExpiries() error {
+	symbols, err := os.ReadFile("/proc/kallsyms")
+	if err != nil {
+		return fmt.Errorf("read symbols: %w", err)
+	}
+	var functions []string
+	for line := range strings.Lines(string(symbols)) {
+		f := strings.Fields(line)
+		if (f[2] == "tw_timer_handler" || f[2] == "reqsk_timer_handler") && strings.Trim(f[0], "0") != "" {
+			functions = append(functions, "function==0x"+f[0])
+		}
+	}
+	tr.expiries = len(functions) > 0
+	if !tr.expiries {
+		return nil
+	}
+	return tr.write(expiryEvent+"/filter", strings.Join(functions, "||"))
+}
+
 // Stop ends the recording and returns all lines in the order of their time. It
 // fails the test if the kernel lost one.
 func (tr *Trace) Stop() []Line {
+	tr.t.Helper()
+	lines, err := parseTrace(tr.end())
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	return lines
+}
+
+// StopExpiries does the same, and returns also who was interrupted when a timer
+// ended a mini-socket, or told a half-open connection to go on: a line for each
+// that has no more than CPU, PID and Time.
+func (tr *Trace) StopExpiries() (lines, expiries []Line) {
+	tr.t.Helper()
+	text := tr.end()
+	lines, err := parseTrace(text)
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	expiries, err = parseExpiries(text)
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	return lines, expiries
+}
+
+// end ends the recording and returns its text.
+func (tr *Trace) end() string {
 	tr.t.Helper()
 	if err := errors.Join(tr.enable("0"), tr.checkLoss()); err != nil {
 		tr.t.Fatal(err)
@@ -67,15 +119,17 @@ func (tr *Trace) Stop() []Line {
 	if err != nil {
 		tr.t.Fatal(fmt.Errorf("read trace: %w", err))
 	}
-	lines, err := parseTrace(string(text))
-	if err != nil {
-		tr.t.Fatal(err)
-	}
-	return lines
+	return string(text)
 }
 
+const expiryEvent = "events/timer/timer_expire_entry"
+
 func (tr *Trace) enable(value string) error {
-	return tr.write("events/sock/inet_sock_set_state/enable", value)
+	err := tr.write("events/sock/inet_sock_set_state/enable", value)
+	if tr.expiries {
+		err = errors.Join(err, tr.write(expiryEvent+"/enable", value))
+	}
+	return err
 }
 
 func (tr *Trace) write(file, value string) error {
