@@ -127,6 +127,79 @@ var handshakeCases = []reasonCase{
 		eachPort(c.r.ack)
 		c.closes(c.listener, tracer.StateListen, tracer.ReasonClosed, noSide)
 	}},
+	{name: "no memory for the key", remote: true, slow: true, provoke: func(c *closings) {
+		least := leastOptionMemory(c)
+		c.listen()
+		c.r.key = []byte("finwait")
+		c.setKey(c.listener, c.r)
+		eachPort(c.r.syn)
+		eachPort(func(port uint16) { c.r.awaitSynAck(port) })
+		for _, cookie := range c.halfOpenCookies() {
+			c.expect(end{cookie: cookie}, synRecv, tracer.ReasonHandshakeFailed, noSide)
+			c.expect(end{cookie: cookie}, tracer.StateNewSynRecv, tracer.ReasonListenerGone, noSide)
+		}
+		c.ns.Sysctl(optionMemory, fmt.Sprint(least))
+		eachPort(c.r.ack)
+		c.closes(c.listener, tracer.StateListen, tracer.ReasonClosed, noSide)
+	}},
+}
+
+// optionMemory is how much memory a socket may have beside its buffers, for
+// filters, keys and socket storage.
+const optionMemory = "net.core.optmem_max"
+
+// leastOptionMemory returns how little of it an accepted socket can do with: it is
+// all used by what the socket has from its listener in socket storage, and a key
+// finds no room (tcp_md5_key_copy). A remote of another namespace tries.
+func leastOptionMemory(c *closings) int {
+	c.t.Helper()
+	family := tracer.FamilyIPv4
+	if c.addr.Is6() {
+		family = tracer.FamilyIPv6
+	}
+	l, r := newRemoteLoop(c.t, family)
+	if !l.ns.HasSysctl(optionMemory) {
+		c.t.Skip("option memory is the whole host's here (before 6.8, f5769faeec36)")
+	}
+	l.listen()
+	port := uint16(remotePort)
+	for bytes := 64; bytes < 1<<14; bytes += 32 {
+		l.ns.Sysctl(optionMemory, fmt.Sprint(bytes))
+		r.syn(port)
+		r.ack(port)
+		if l.awaitAcceptable(slow(10 * time.Millisecond)) {
+			return bytes
+		}
+		port++
+	}
+	c.t.Fatal("no connection can be accepted")
+	return 0
+}
+
+// awaitAcceptable tells whether the listener has a connection to accept, or gets
+// one within that time.
+func (l *loop) awaitAcceptable(timeout time.Duration) bool {
+	l.t.Helper()
+	fds := []unix.PollFd{{Fd: int32(l.listener.fd), Events: unix.POLLIN}}
+	l.must("poll", uninterrupted(func() error {
+		_, err := unix.Poll(fds, int(timeout.Milliseconds()))
+		return err
+	}))
+	return fds[0].Revents&unix.POLLIN != 0
+}
+
+// setKey has a socket sign what it sends to the remote, and take nothing else from it.
+func (c *closings) setKey(e end, r *remote) {
+	c.t.Helper()
+	var sig unix.TCPMD5Sig
+	addr := sig.Addr.Data[2:] // after the port
+	sig.Addr.Family = uint16(c.domain())
+	if r.addr.Is6() {
+		addr = addr[4:] // after the flow
+	}
+	copy(addr, r.addr.AsSlice())
+	sig.Keylen = uint16(copy(sig.Key[:], r.key))
+	c.must("TCP_MD5SIG", unix.SetsockoptTCPMD5Sig(e.fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, &sig))
 }
 
 // timeoutCases are peers that fall silent.

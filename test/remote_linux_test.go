@@ -1,6 +1,7 @@
 package test
 
 import (
+	"crypto/md5"
 	endian "encoding/binary"
 	"net/netip"
 	"sync"
@@ -21,6 +22,7 @@ type remote struct {
 	tun  int
 
 	window uint16 // that it says it has
+	key    []byte // with which it signs its segments (RFC 2385), if there is one
 
 	mu      sync.Mutex        // guards what follows
 	isns    map[uint16]uint32 // of the SYNs and SYN-ACKs that have come, by the remote port
@@ -177,7 +179,10 @@ func (r *remote) segment(port uint16, flags byte, seq, ack uint32, data ...byte)
 
 func (r *remote) segmentTo(to netip.AddrPort, port uint16, flags byte, seq, ack uint32, data ...byte) {
 	r.l.t.Helper()
-	const headerWords = 5
+	headerWords := byte(5)
+	if r.key != nil {
+		headerWords += signatureWords
+	}
 	from := netip.AddrPortFrom(r.addr, port)
 	s := append(make([]byte, headerWords*4), data...)
 	endian.BigEndian.PutUint16(s[0:], from.Port())
@@ -186,8 +191,27 @@ func (r *remote) segmentTo(to netip.AddrPort, port uint16, flags byte, seq, ack 
 	endian.BigEndian.PutUint32(s[8:], ack)
 	s[12], s[13] = headerWords<<4, flags
 	endian.BigEndian.PutUint16(s[14:], r.window)
+	if r.key != nil {
+		sign(from.Addr(), to.Addr(), s, r.key)
+	}
 	endian.BigEndian.PutUint16(s[16:], tcpChecksum(from.Addr(), to.Addr(), s))
 	r.packet(unix.IPPROTO_TCP, s)
+}
+
+// signatureWords is how long the option of a signature is, with what fills it up.
+const signatureWords = 5
+
+// sign signs a segment whose header has room for it and no other option.
+func sign(from, to netip.Addr, segment, key []byte) {
+	const header, kind, length, noOperation = 20, 19, 18, 1
+	options := segment[header : header+signatureWords*4]
+	copy(options, []byte{noOperation, noOperation, kind, length})
+	hash := md5.New()
+	hash.Write(tcpPseudoHeader(from, to, len(segment)))
+	hash.Write(segment[:header])
+	hash.Write(segment[header+len(options):])
+	hash.Write(key)
+	copy(options[4:], hash.Sum(nil))
 }
 
 // unreachable tells the listener's host that the remote's port cannot be

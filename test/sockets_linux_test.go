@@ -258,9 +258,16 @@ func bareACK(from, to netip.AddrPort) []byte {
 
 // tcpChecksum is that of RFC 9293, 3.1, for segments of an even length.
 func tcpChecksum(from, to netip.Addr, segment []byte) uint16 {
-	data := append(from.AsSlice(), to.AsSlice()...)
-	data = append(data, 0, unix.IPPROTO_TCP, 0, byte(len(segment)))
-	return onesComplement(append(data, segment...))
+	return onesComplement(append(tcpPseudoHeader(from, to, len(segment)), segment...))
+}
+
+// tcpPseudoHeader is that of RFC 793, or of RFC 8200.
+func tcpPseudoHeader(from, to netip.Addr, segment int) []byte {
+	header := append(from.AsSlice(), to.AsSlice()...)
+	if from.Is4() {
+		return append(header, 0, unix.IPPROTO_TCP, byte(segment>>8), byte(segment))
+	}
+	return append(header, 0, 0, byte(segment>>8), byte(segment), 0, 0, 0, unix.IPPROTO_TCP)
 }
 
 // path is a walk through these states.

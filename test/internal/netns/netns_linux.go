@@ -108,12 +108,22 @@ func (ns *NS) Command(name string, args ...string) *exec.Cmd {
 // Sysctl sets a sysctl of the namespace, such as "net.ipv4.tcp_fin_timeout".
 func (ns *NS) Sysctl(name, value string) {
 	ns.t.Helper()
-	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 	var err error
-	ns.Do(func() { err = os.WriteFile(path, []byte(value), 0) })
+	ns.Do(func() { err = os.WriteFile(sysctlPath(name), []byte(value), 0) })
 	if err != nil {
 		ns.t.Fatal(fmt.Errorf("set sysctl: %w", err))
 	}
+}
+
+// HasSysctl reports whether the namespace has a sysctl of its own of that name.
+func (ns *NS) HasSysctl(name string) (has bool) {
+	ns.t.Helper()
+	ns.Do(func() { _, err := os.Stat(sysctlPath(name)); has = err == nil })
+	return has
+}
+
+func sysctlPath(name string) string {
+	return filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 }
 
 // onThread runs f on a locked thread and then returns the thread to the
