@@ -141,18 +141,15 @@ func capabilities() []Capability {
 
 // tryTiers loads each tier. It fails if ctx is done.
 func (f *Features) tryTiers(ctx context.Context, visit func(*Tracer)) error {
-	syms, symsErr := readSymbols()
-	if symsErr != nil { // without them New does not begin
-		symsErr = fmt.Errorf("read symbols: %w", symsErr)
-	}
+	k, kernelErr := readKernel() // without that New does not begin
 	var refused error
 	for _, tier := range tiers {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		result := TierFeatures{Evidence: tier.evidence, Err: symsErr}
+		result := TierFeatures{Evidence: tier.evidence, Err: kernelErr}
 		if result.Err == nil {
-			result.Err = result.try(tier, &syms, visit)
+			result.Err = result.try(tier, k, visit)
 		}
 		if result.Err != nil {
 			refused = andAlso(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, result.Err))
@@ -161,8 +158,8 @@ func (f *Features) tryTiers(ctx context.Context, visit func(*Tracer)) error {
 		f.Tiers = append(f.Tiers, result)
 	}
 	switch {
-	case symsErr != nil:
-		f.TracingErr = diagnose(symsErr)
+	case kernelErr != nil:
+		f.TracingErr = diagnose(kernelErr)
 	case f.Chosen() == nil:
 		f.TracingErr = diagnose(refused)
 	}
@@ -171,15 +168,15 @@ func (f *Features) tryTiers(ctx context.Context, visit func(*Tracer)) error {
 
 // try starts a tracer of the tier, of the size that it would have, and closes
 // it.
-func (f *TierFeatures) try(with tier, syms *symbols, visit func(*Tracer)) error {
-	if err := with.symbols(syms); err != nil {
+func (f *TierFeatures) try(with tier, k *kernel, visit func(*Tracer)) error {
+	if err := with.symbols(&k.symbols); err != nil {
 		return err
 	}
-	if err := with.try(); err != nil {
+	if err := with.try(k); err != nil {
 		return err
 	}
 	begin := time.Now()
-	t, err := start(&Options{AuditInterval: -1}, with, syms)
+	t, err := start(&Options{AuditInterval: -1}, with, k)
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,34 @@ const (
 	maxNetns = 1024
 )
 
+// kernel is what programs need to know of the kernel that runs.
+type kernel struct {
+	symbols symbols
+	types   *btf.Cache // its BTF, read once
+}
+
+func readKernel() (*kernel, error) {
+	syms, err := readSymbols()
+	if err != nil {
+		return nil, fmt.Errorf("read symbols: %w", err)
+	}
+	return &kernel{syms, btf.NewCache()}, nil
+}
+
+// has tells whether the kernel's BTF has the function.
+func (k *kernel) has(function string) (bool, error) {
+	types, err := k.types.Kernel()
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's BTF: %w", err)
+	}
+	var found *btf.Func
+	err = types.TypeByName(function, &found)
+	if errors.Is(err, btf.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // A tier is a set of programs that see mini-sockets and half-open connections
 // begin, move on and end. Each is one file in bpf/.
 type tier struct {
@@ -64,7 +92,7 @@ type tier struct {
 	programs []string // in the order in which they are attached
 	optional []string // of those, the ones whose kernel function may be missing
 	// try loads the least program that needs what the tier needs.
-	try func() error
+	try func(*kernel) error
 	// symbols are what the tier cannot do without of what kallsyms says.
 	symbols func(*symbols) error
 }
@@ -92,20 +120,21 @@ var tiers = []tier{
 	{
 		evidence: EvidenceTimer,
 		programs: []string{"timer_expire_exit", "timer_expire_entry", "timer_cancel", "retransmit_synack", "timer_start"},
-		try:      func() error { return nil },
+		try:      func(*kernel) error { return nil },
 		symbols:  (*symbols).complete,
 	},
 }
 
 // tryProbe tells whether the kernel takes a program at a kernel function.
-func tryProbe() error {
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+func tryProbe(k *kernel) error {
+	const name = "probe"
+	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{name: {
 		Type:         ebpf.Tracing,
 		AttachType:   ebpf.AttachTraceFEntry,
 		AttachTo:     "tcp_twsk_destructor",
 		License:      "Dual BSD/GPL",
 		Instructions: asm.Instructions{asm.LoadImm(asm.R0, 0, asm.DWord), asm.Return()},
-	})
+	}}}, ebpf.CollectionOptions{Cache: k.types})
 	if errors.Is(err, unix.EPERM) && mayTrace() {
 		// cilium/ebpf would blame RLIMIT_MEMLOCK.
 		return fmt.Errorf("the kernel refuses programs at its functions (fentry): %w", unix.EPERM)
@@ -113,8 +142,8 @@ func tryProbe() error {
 	if err != nil {
 		return fmt.Errorf("load a probe: %w", err)
 	}
-	defer prog.Close()
-	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	defer coll.Close()
+	l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
 	if err != nil {
 		return fmt.Errorf("attach a probe: %w", err)
 	}
@@ -123,14 +152,14 @@ func tryProbe() error {
 
 // usableTiers returns the tiers that this kernel takes, best first, and why it
 // does not take the others. want is the only one that is asked for, or 0.
-func usableTiers(want Evidence, syms *symbols) (usable []tier, refused error) {
+func usableTiers(want Evidence, k *kernel) (usable []tier, refused error) {
 	for _, tier := range tiers {
 		if want != 0 && want != tier.evidence {
 			continue
 		}
-		err := tier.symbols(syms)
+		err := tier.symbols(&k.symbols)
 		if err == nil {
-			err = tier.try()
+			err = tier.try(k)
 		}
 		if err == nil {
 			usable = append(usable, tier)
@@ -153,43 +182,43 @@ func andAlso(err, another error) error {
 // Programs keep the CPU where they can (bpf/preempt.h); some kernels that have the
 // functions for it (6.10 to about 6.14) do not let a program call a global function
 // meanwhile.
-func load(opts *Options, with tier, syms *symbols) (*ebpf.Collection, error) {
-	keep, err := kernelHas("bpf_preempt_disable")
+func load(opts *Options, with tier, k *kernel) (*ebpf.Collection, error) {
+	keep, err := k.has("bpf_preempt_disable")
 	if err != nil {
 		return nil, err
 	}
-	coll, err := loadKeeping(keep, opts, with, syms)
+	coll, err := loadKeeping(keep, opts, with, k)
 	if keep && errors.Is(err, unix.EINVAL) {
-		return loadKeeping(false, opts, with, syms)
+		return loadKeeping(false, opts, with, k)
 	}
 	return coll, err
 }
 
-func loadKeeping(cpu bool, opts *Options, with tier, syms *symbols) (*ebpf.Collection, error) {
+func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collection, error) {
 	spec, err := loadBpf()
 	if err != nil {
 		return nil, fmt.Errorf("read programs: %w", err)
 	}
-	if err := choose(spec, with); err != nil {
+	if err := choose(spec, with, k); err != nil {
 		return nil, err
 	}
 	if err := size(spec, opts); err != nil {
 		return nil, err
 	}
-	if err := configure(spec, opts, with, syms); err != nil {
+	if err := configure(spec, opts, with, &k.symbols); err != nil {
 		return nil, err
 	}
 	if err := spec.Variables["can_keep_cpu"].Set(cpu); err != nil {
 		return nil, fmt.Errorf("set can_keep_cpu: %w", err)
 	}
-	irqs, err := kernelHas("bpf_local_irq_save")
+	irqs, err := k.has("bpf_local_irq_save")
 	if err != nil {
 		return nil, err
 	}
 	if err := spec.Variables["can_stop_irqs"].Set(irqs); err != nil {
 		return nil, fmt.Errorf("set can_stop_irqs: %w", err)
 	}
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: k.types})
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
@@ -198,7 +227,7 @@ func loadKeeping(cpu bool, opts *Options, with tier, syms *symbols) (*ebpf.Colle
 
 // choose removes the programs of other tiers, and those that have nothing to
 // be attached to.
-func choose(spec *ebpf.CollectionSpec, with tier) error {
+func choose(spec *ebpf.CollectionSpec, with tier, k *kernel) error {
 	if with.evidence != EvidenceTimer {
 		delete(spec.Programs, orphanSweep)
 	}
@@ -210,7 +239,7 @@ func choose(spec *ebpf.CollectionSpec, with tier) error {
 		}
 	}
 	for _, name := range with.optional {
-		there, err := kernelHas(spec.Programs[name].AttachTo)
+		there, err := k.has(spec.Programs[name].AttachTo)
 		if err != nil {
 			return err
 		}
@@ -219,20 +248,6 @@ func choose(spec *ebpf.CollectionSpec, with tier) error {
 		}
 	}
 	return nil
-}
-
-// kernelHas tells whether the kernel's BTF has the function.
-func kernelHas(function string) (bool, error) {
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		return false, fmt.Errorf("read the kernel's BTF: %w", err)
-	}
-	var found *btf.Func
-	err = kernel.TypeByName(function, &found)
-	if errors.Is(err, btf.ErrNotFound) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 func size(spec *ebpf.CollectionSpec, opts *Options) error {

@@ -75,13 +75,13 @@ func New(opts *Options) (*Tracer, error) {
 	if err := opts.validate(); err != nil {
 		return nil, &OptionsError{err}
 	}
-	syms, err := readSymbols()
+	k, err := readKernel()
 	if err != nil {
-		return nil, diagnose(fmt.Errorf("read symbols: %w", err))
+		return nil, diagnose(err)
 	}
-	usable, refused := usableTiers(opts.Evidence, &syms)
+	usable, refused := usableTiers(opts.Evidence, k)
 	for _, tier := range usable {
-		t, err := start(opts, tier, &syms)
+		t, err := start(opts, tier, k)
 		if err == nil {
 			return t, nil
 		}
@@ -91,8 +91,8 @@ func New(opts *Options) (*Tracer, error) {
 }
 
 // start makes a tracer of that tier.
-func start(opts *Options, with tier, syms *symbols) (*Tracer, error) {
-	coll, err := load(opts, with, syms)
+func start(opts *Options, with tier, k *kernel) (*Tracer, error) {
+	coll, err := load(opts, with, k)
 	if err != nil {
 		return nil, err
 	}
