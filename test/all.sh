@@ -8,27 +8,10 @@ cd "$(dirname "$0")/.."
 # clang and libbpf's headers compile bpf/ anew, to see that the committed
 # objects are what it says. nginx and the rest of that line are programs that are
 # watched. The last line is for the virtual machines.
-packages=(make git gcc libc6-dev iproute2 net-tools bpftool util-linux procps
-	clang-19 llvm-19 clang-format-19 libbpf-dev shellcheck
-	nginx wrk curl redis-server redis-tools
-	busybox-static cpio xz-utils kmod debian-archive-keyring)
-missing=()
-for package in "${packages[@]}"; do
-	status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
-	[ "$status" = "install ok installed" ] || missing+=("$package")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-	# No service may start because its package is installed; the tests start what
-	# they watch.
-	policy=/usr/sbin/policy-rc.d
-	if [ ! -e $policy ]; then
-		printf '#!/bin/sh\nexit 101\n' >$policy
-		chmod +x $policy
-		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-	fi
-	apt-get update
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
-fi
+./test/install.sh make git gcc libc6-dev iproute2 net-tools bpftool util-linux procps \
+	clang-19 llvm-19 clang-format-19 libbpf-dev shellcheck \
+	nginx wrk curl redis-server redis-tools \
+	busybox-static cpio xz-utils kmod debian-archive-keyring
 
 export CI_PRIVILEGED=1 # a test that cannot run is a failure
 make build
