@@ -45,7 +45,7 @@ lint: ## Check formatting, vet, other systems, linters, shell scripts
 	GOOS=linux GOARCH=s390x go build ./...
 	GOOS=linux GOARCH=arm64 go vet ./...
 	$(GOLANGCI) run
-	shellcheck .ci/run test/all.sh
+	shellcheck .ci/run test/all.sh test/install.sh
 	shellcheck -xa test/vm/run.sh test/vm/init test/vm/checks/*
 
 fmt: ## Format Go and C
@@ -67,7 +67,13 @@ fuzz: ## Fuzz everything that parses, FUZZTIME each
 		done; \
 	done
 
-bench: ## Run the benchmarks (root for those of the kernel side)
+bench: bench-events bench-micro ## Run all benchmarks (root, and nothing else going on)
+
+bench-events: build ## Measure what finwait and other tracers cost under load (Debian, root)
+	./test/install.sh libbpf-tools bpftrace util-linux
+	go run ./test/bench -finwait ./finwait $(BENCHFLAGS)
+
+bench-micro: ## Run the Go benchmarks (root for those of the kernel side)
 	go test -p 1 -run '^$$' -bench . -benchmem ./...
 
 bench-smoke: ## Run every benchmark once, so that they stay alive
@@ -76,4 +82,4 @@ bench-smoke: ## Run every benchmark once, so that they stay alive
 clean: ## Remove what was built
 	rm -f finwait
 
-.PHONY: help build demo test test-twice test-vm vm-shell lint fmt generate check-generate fuzz bench bench-smoke clean
+.PHONY: help build demo test test-twice test-vm vm-shell lint fmt generate check-generate fuzz bench bench-events bench-micro bench-smoke clean

@@ -1,0 +1,137 @@
+// Command bench measures what tracers of TCP states cost: finwait's commands, the
+// other tools that Debian has, and a program that does nothing, on the same load,
+// in turn, several times over.
+//
+// Each tool has two spells of load: one that tells how many connections are made
+// meanwhile, and one, with the kernel's statistics of programs on
+// (kernel.bpf_stats_enabled), that tells what its programs take. Numbers are
+// medians over the rounds, with the least and the greatest; a rate is given by
+// what it is of the rate without a tool in the same round, since a machine's own
+// varies. Run it by make bench-events, as root, and with nothing else going on.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	var (
+		finwait  = flag.String("finwait", "./finwait", "the `file` of the command to measure")
+		rounds   = flag.Int("rounds", 5, "how often each tool has its turn")
+		spell    = flag.Duration("spell", 2*time.Second, "how long a spell of load is")
+		names    = flag.String("patterns", "close", "`patterns` of load, with commas between, or all: "+strings.Join(patternNames(), ", "))
+		only     = flag.String("tools", "", "`tools` to measure, with commas between (default all)")
+		jsonFile = flag.String("json", "", "also write the results to this `file`")
+	)
+	flag.Parse()
+	chosen, err := choosePatterns(*names)
+	if err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp("", "finwait-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scratch)
+	command, err := filepath.Abs(*finwait)
+	if err != nil {
+		return err
+	}
+	tools, err := chooseTools(allTools(command), *only)
+	if err != nil {
+		return err
+	}
+	report := newReport(*rounds, *spell)
+	for _, p := range chosen {
+		series, err := measurePattern(p, tools, *rounds, *spell, scratch)
+		if err != nil {
+			return fmt.Errorf("pattern %s: %w", p.name, err)
+		}
+		report.Patterns = append(report.Patterns, summarize(p, series))
+	}
+	report.print(os.Stdout)
+	if *jsonFile == "" {
+		return nil
+	}
+	text, err := json.MarshalIndent(report, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(*jsonFile, append(text, '\n'), 0o644)
+}
+
+// series are a tool's measurements, one for each round.
+type series struct {
+	tool   *tool
+	rounds []measurement
+}
+
+// measurePattern has every tool take its turn in each round, and another begin
+// each.
+func measurePattern(p pattern, tools []*tool, rounds int, spell time.Duration, scratch string) ([]series, error) {
+	all := make([]series, len(tools))
+	for i, tool := range tools {
+		all[i].tool = tool
+	}
+	for round := range rounds {
+		for i := range all {
+			s := &all[(i+round)%len(all)]
+			m, err := s.tool.measure(p, spell, scratch)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.tool.name, err)
+			}
+			fmt.Fprintf(os.Stderr, "%s, round %d of %d: %s: %.0f connections/s\n", p.name, round+1, rounds, s.tool.name, m.rate)
+			s.rounds = append(s.rounds, m)
+		}
+	}
+	return all, nil
+}
+
+func choosePatterns(names string) ([]pattern, error) {
+	if names == "all" {
+		return patterns, nil
+	}
+	var chosen []pattern
+	for name := range strings.SplitSeq(names, ",") {
+		i := slices.IndexFunc(patterns, func(p pattern) bool { return p.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("no pattern %q: want some of %s, or all", name, strings.Join(patternNames(), ", "))
+		}
+		chosen = append(chosen, patterns[i])
+	}
+	return chosen, nil
+}
+
+// chooseTools returns the tools of these names, and always those that the others
+// are held to.
+func chooseTools(all []*tool, names string) ([]*tool, error) {
+	if names == "" {
+		return all, nil
+	}
+	wanted := strings.Split(names, ",")
+	chosen := slices.DeleteFunc(all, func(t *tool) bool {
+		i := slices.Index(wanted, t.name)
+		if i >= 0 {
+			wanted = slices.Delete(wanted, i, i+1)
+		}
+		return i < 0 && t.name != nothing && t.name != emptyProgram
+	})
+	if len(wanted) > 0 {
+		return nil, fmt.Errorf("no tool %q", wanted[0])
+	}
+	return chosen, nil
+}

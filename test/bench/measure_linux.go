@@ -1,0 +1,164 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// measurement is what one turn of a tool has told.
+type measurement struct {
+	rate float64 // connections per second
+
+	// Of the spell with the kernel's statistics on.
+	connections uint64
+	runs        uint64        // of the program of the tool that ran most often
+	runTime     time.Duration // of all its programs
+
+	// Of both spells together.
+	printed, lost uint64
+	cpu           time.Duration // of its process
+	memory        uint64        // most of its process at a time, in bytes
+}
+
+// measure has a tool take its turn.
+func (t *tool) measure(p pattern, spell time.Duration, scratch string) (m measurement, err error) {
+	r, err := t.start(scratch)
+	if err != nil {
+		return m, err
+	}
+	err = r.measure(&m, &p, spell)
+	if endErr := r.end(); err == nil {
+		err = endErr
+	}
+	if err == nil && t.account != nil {
+		m.printed, m.lost, err = t.account(r.stdout, r.stderr.String())
+	}
+	return m, err
+}
+
+func (r *running) measure(m *measurement, p *pattern, spell time.Duration) error {
+	before := r.cpu()
+	connections, took, err := p.run(spell)
+	if err != nil {
+		return err
+	}
+	m.rate = float64(connections) / took.Seconds()
+
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		return fmt.Errorf("turn on the kernel's statistics of programs: %w", err)
+	}
+	defer stats.Close()
+	runsBefore := r.programs()
+	if m.connections, _, err = p.run(spell); err != nil {
+		return err
+	}
+	for id, after := range r.programs() {
+		m.runTime += after.Runtime - runsBefore[id].Runtime
+		m.runs = max(m.runs, after.RunCount-runsBefore[id].RunCount)
+	}
+	r.drain()
+	m.cpu = r.cpu() - before
+	m.memory = r.memory()
+	return nil
+}
+
+// cpu returns the CPU time that the tool's process has used.
+func (r *running) cpu() time.Duration {
+	if r.cmd == nil {
+		return 0
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	const ticks = 100 // a second: USER_HZ of every architecture that finwait runs on
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	return time.Duration(leadingNumber(fields[11])+leadingNumber(fields[12])) * time.Second / ticks
+}
+
+// memory returns the most memory that the tool's process had at a time.
+func (r *running) memory() uint64 {
+	if r.cmd == nil {
+		return 0
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, after, _ := strings.Cut(string(text), "VmHWM:")
+	return leadingNumber(strings.TrimSpace(after)) << 10
+}
+
+// programIDs returns the ids of all programs that are loaded.
+func programIDs() map[uint32]bool {
+	ids := map[uint32]bool{}
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if err != nil {
+			return ids
+		}
+		id = next
+		ids[uint32(id)] = true
+	}
+}
+
+// programs returns the statistics of the tool's programs.
+func (r *running) programs() map[uint32]ebpf.ProgramStats {
+	all := map[uint32]ebpf.ProgramStats{}
+	for id := range programIDs() {
+		if r.startedWithout[id] {
+			continue
+		}
+		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+		if err != nil {
+			continue // gone since
+		}
+		if stats, err := prog.Stats(); err == nil {
+			all[id] = *stats
+		}
+		prog.Close()
+	}
+	return all
+}
+
+// closers closes all, the last first.
+type closers []io.Closer
+
+func (c closers) Close() (err error) {
+	for i := len(c) - 1; i >= 0; i-- {
+		if e := c[i].Close(); err == nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// attachEmpty attaches a program that does nothing to the tracepoint.
+func attachEmpty() (io.Closer, error) {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name:         "empty",
+		Type:         ebpf.Tracing,
+		AttachType:   ebpf.AttachTraceRawTp,
+		AttachTo:     "inet_sock_set_state",
+		License:      "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return nil, err
+	}
+	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		prog.Close()
+		return nil, err
+	}
+	return closers{prog, l}, nil
+}
