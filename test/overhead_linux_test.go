@@ -7,11 +7,10 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	bpflink "github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
+	"github.com/finwait/finwait/test/internal/floor"
 	"github.com/finwait/finwait/test/internal/netns"
 	"github.com/finwait/finwait/test/internal/traffic"
 	"github.com/finwait/finwait/tracer"
@@ -34,7 +33,9 @@ func benchmarkOverhead(b *testing.B, opts *tracer.Options) {
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	qt.Assert(b, qt.IsNil(err))
 	defer stats.Close()
-	empty := attachEmpty(b)
+	empty, err := floor.Attach()
+	qt.Assert(b, qt.IsNil(err))
+	defer empty.Close()
 	others := programs(b)
 	rec := record(b, opts)
 	own := programs(b)
@@ -63,7 +64,7 @@ func benchmarkOverhead(b *testing.B, opts *tracer.Options) {
 		b.Logf("%-20s %8d runs, %6.1f ns each", name, stats.RunCount, perRun(stats))
 	}
 	b.ReportMetric(float64(all.Nanoseconds())/total, "ns/transition")
-	emptyStats, err := empty.Stats()
+	emptyStats, err := empty.Program.Stats()
 	qt.Assert(b, qt.IsNil(err))
 	b.ReportMetric(perRun(emptyStats), "ns/empty")
 	b.ReportMetric(total/float64(connections), "transitions/connection")
@@ -82,25 +83,6 @@ func kindNamed(tb testing.TB, name string) traffic.Kind {
 	}
 	tb.Fatalf("no traffic of kind %q", name)
 	return traffic.Kind{}
-}
-
-// attachEmpty attaches a program that does nothing to the tracepoint.
-func attachEmpty(b *testing.B) *ebpf.Program {
-	b.Helper()
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name:         "empty",
-		Type:         ebpf.Tracing,
-		AttachType:   ebpf.AttachTraceRawTp,
-		AttachTo:     "inet_sock_set_state",
-		License:      "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
-	})
-	qt.Assert(b, qt.IsNil(err))
-	b.Cleanup(func() { prog.Close() })
-	l, err := bpflink.AttachTracing(bpflink.TracingOptions{Program: prog})
-	qt.Assert(b, qt.IsNil(err))
-	b.Cleanup(func() { l.Close() })
-	return prog
 }
 
 // programs returns the names of the host's tracing programs.

@@ -2,14 +2,11 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -128,37 +125,4 @@ func (r *running) programs() map[uint32]ebpf.ProgramStats {
 		prog.Close()
 	}
 	return all
-}
-
-// closers closes all, the last first.
-type closers []io.Closer
-
-func (c closers) Close() (err error) {
-	for i := len(c) - 1; i >= 0; i-- {
-		if e := c[i].Close(); err == nil {
-			err = e
-		}
-	}
-	return err
-}
-
-// attachEmpty attaches a program that does nothing to the tracepoint.
-func attachEmpty() (io.Closer, error) {
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name:         "empty",
-		Type:         ebpf.Tracing,
-		AttachType:   ebpf.AttachTraceRawTp,
-		AttachTo:     "inet_sock_set_state",
-		License:      "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
-	})
-	if err != nil {
-		return nil, err
-	}
-	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
-	if err != nil {
-		prog.Close()
-		return nil, err
-	}
-	return closers{prog, l}, nil
 }

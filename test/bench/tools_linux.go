@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/finwait/finwait/test/internal/floor"
 )
 
 // tool is something that watches the load.
@@ -45,7 +47,7 @@ const bpftraceProgram = `tracepoint:sock:inet_sock_set_state { printf("%llu %d %
 func allTools(finwait string) []*tool {
 	return []*tool{
 		{name: nothing},
-		{name: emptyProgram, attach: attachEmpty},
+		{name: emptyProgram, attach: func() (io.Closer, error) { return floor.Attach() }},
 		{name: "finwait trace", args: []string{finwait, "trace", "--format", "json"}, account: ledger},
 		{name: "finwait trace, another port", args: []string{finwait, "trace", "--format", "json", "--port", "1"}, account: ledger},
 		{name: "finwait conns", args: []string{finwait, "conns", "--format", "json"}, account: ledger},
