@@ -31,8 +31,11 @@ test-twice: ## Run all tests, and once more those that fail, if they are few
 	$(GOTESTSUM) --format pkgname --format-hide-empty-pkg --hide-summary=skipped \
 		--rerun-fails=1 --rerun-fails-max-failures=6 --packages=./... -- $(TESTFLAGS)
 
-test-vm: ## Run the tests on other kernels, or on KERNEL, in virtual machines
+test-vm: ## Run what tells the most on other kernels, or on KERNEL, in virtual machines
 	./test/vm/run.sh $(KERNEL)
+
+test-vm-all: ## The same with all that can be run there: one or two hours
+	RUNS=runs-all ./test/vm/run.sh $(KERNEL)
 
 vm-shell: ## Open a shell in a virtual machine with Linux KERNEL
 	./test/vm/run.sh --shell $(KERNEL)
@@ -82,4 +85,4 @@ bench-smoke: ## Run every benchmark once, so that they stay alive
 clean: ## Remove what was built
 	rm -f finwait
 
-.PHONY: help build demo test test-twice test-vm vm-shell lint fmt generate check-generate fuzz bench bench-events bench-micro bench-smoke clean
+.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell lint fmt generate check-generate fuzz bench bench-events bench-micro bench-smoke clean
