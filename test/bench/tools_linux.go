@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -193,7 +194,8 @@ func (r *running) end() error {
 	}
 	_ = r.cmd.Process.Signal(unix.SIGINT)
 	err := r.cmd.Wait()
-	if _, exited := err.(*exec.ExitError); exited {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
 		return nil // some tools end so when they are asked to
 	}
 	return err
