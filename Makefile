@@ -79,7 +79,8 @@ bench-events: build ## Measure what finwait and other tracers cost under load (D
 bench-micro: ## Run the Go benchmarks (root for those of the kernel side)
 	go test -p 1 -run '^$$' -bench . -benchmem ./...
 
-bench-smoke: ## Run every benchmark once, so that they stay alive
+bench-smoke: build ## Run every benchmark once, so that they stay alive
+	go run ./test/bench -finwait ./finwait -rounds 1 -spell 200ms -patterns all -tools 'finwait trace'
 	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 
 clean: ## Remove what was built

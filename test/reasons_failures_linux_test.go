@@ -153,11 +153,7 @@ const optionMemory = "net.core.optmem_max"
 // finds no room (tcp_md5_key_copy). A remote of another namespace tries.
 func leastOptionMemory(c *closings) int {
 	c.t.Helper()
-	family := tracer.FamilyIPv4
-	if c.addr.Is6() {
-		family = tracer.FamilyIPv6
-	}
-	l, r := newRemoteLoop(c.t, family)
+	l, r := newRemoteLoop(c.t, c.family())
 	if !l.ns.HasSysctl(optionMemory) {
 		c.t.Skip("option memory is the whole host's here (before 6.8, f5769faeec36)")
 	}

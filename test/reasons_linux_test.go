@@ -358,14 +358,21 @@ func (c *closings) unaccepted() {
 			c.closeLate(e)
 		})
 	}
+	c.expectQueued(tracer.ReasonRSTSentUnaccepted)
+	for _, cookie := range c.cookies("close-wait") {
+		c.expect(end{cookie: cookie}, closeWait, tracer.ReasonRSTSentUnaccepted, peer)
+	}
+}
+
+// expectQueued waits until all connections wait to be accepted, and expects the
+// established ones to be ended from here.
+func (c *closings) expectQueued(reason tracer.Reason) {
+	c.t.Helper()
 	c.awaitQueued(connections)
 	for tuple, cookie := range c.cookies("established") {
 		if tuple.Local == c.listener.local {
-			c.expect(end{cookie: cookie}, estab, tracer.ReasonRSTSentUnaccepted, local)
+			c.expect(end{cookie: cookie}, estab, reason, local)
 		}
-	}
-	for _, cookie := range c.cookies("close-wait") {
-		c.expect(end{cookie: cookie}, closeWait, tracer.ReasonRSTSentUnaccepted, peer)
 	}
 }
 

@@ -205,18 +205,11 @@ func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collectio
 	if err := size(spec, opts); err != nil {
 		return nil, err
 	}
-	if err := configure(spec, opts, with, &k.symbols); err != nil {
+	if err := configure(spec, opts, with, k); err != nil {
 		return nil, err
 	}
 	if err := spec.Variables["can_keep_cpu"].Set(cpu); err != nil {
 		return nil, fmt.Errorf("set can_keep_cpu: %w", err)
-	}
-	irqs, err := k.has("bpf_local_irq_save")
-	if err != nil {
-		return nil, err
-	}
-	if err := spec.Variables["can_stop_irqs"].Set(irqs); err != nil {
-		return nil, fmt.Errorf("set can_stop_irqs: %w", err)
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: k.types})
 	if err != nil {
@@ -290,7 +283,7 @@ func sysctlInt(name string, fallback int) int {
 }
 
 // configure sets the constants that bpf/ declares as const volatile.
-func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbols) error {
+func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, k *kernel) error {
 	jiffy, err := jiffyLength()
 	if err != nil {
 		return err
@@ -301,8 +294,11 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, syms *symbol
 	values["jiffy_ns"] = jiffy
 	values["tier"] = uint8(with.evidence)
 	values["profile_by"] = opts.Profile.constant()
-	values["symbols"] = *syms
+	values["symbols"] = k.symbols
 	values["call_form"] = callForm()
+	if values["can_stop_irqs"], err = k.has("bpf_local_irq_save"); err != nil {
+		return err
+	}
 	for name, value := range values {
 		variable, ok := spec.Variables[name]
 		if !ok {

@@ -11,14 +11,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -55,9 +60,12 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	// The tools get the signal too, and end by it.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
 	report := newReport(*rounds, *spell)
 	for _, p := range chosen {
-		series, err := measurePattern(p, tools, *rounds, *spell, scratch)
+		series, err := measurePattern(ctx, p, tools, *rounds, *spell, scratch)
 		if err != nil {
 			return fmt.Errorf("pattern %s: %w", p.name, err)
 		}
@@ -82,13 +90,16 @@ type series struct {
 
 // measurePattern has every tool take its turn in each round, and another begin
 // each.
-func measurePattern(p pattern, tools []*tool, rounds int, spell time.Duration, scratch string) ([]series, error) {
+func measurePattern(ctx context.Context, p pattern, tools []*tool, rounds int, spell time.Duration, scratch string) ([]series, error) {
 	all := make([]series, len(tools))
 	for i, tool := range tools {
 		all[i].tool = tool
 	}
 	for round := range rounds {
 		for i := range all {
+			if ctx.Err() != nil {
+				return nil, errors.New("interrupted")
+			}
 			s := &all[(i+round)%len(all)]
 			m, err := s.tool.measure(p, spell, scratch)
 			if err != nil {

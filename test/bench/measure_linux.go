@@ -111,6 +111,9 @@ func programIDs() map[uint32]bool {
 // programs returns the statistics of the tool's programs.
 func (r *running) programs() map[uint32]ebpf.ProgramStats {
 	all := map[uint32]ebpf.ProgramStats{}
+	if r.cmd == nil && r.attached == nil {
+		return all // others may load some meanwhile
+	}
 	for id := range programIDs() {
 		if r.startedWithout[id] {
 			continue

@@ -193,6 +193,8 @@ func (r *running) end() error {
 		return nil
 	}
 	_ = r.cmd.Process.Signal(unix.SIGINT)
+	const patience = 30 * time.Second
+	defer time.AfterFunc(patience, func() { _ = r.cmd.Process.Kill() }).Stop()
 	err := r.cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

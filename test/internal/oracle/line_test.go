@@ -3,6 +3,7 @@ package oracle
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,6 +57,31 @@ func TestParseTrace(t *testing.T) {
 
 	_, err = parseTrace(line4[:len(line4)-1] + "\n")
 	qt.Assert(t, qt.ErrorMatches(err, `.*unknown TCP state "CLOS".*`))
+}
+
+const expiryLine = "  tokio-rt-worker-75      [001] ..s1.  1981.203278: timer_expire_entry: timer=00000000c7e2c4d1 function=tw_timer_handler now=4295386432 baseclk=4295386432"
+
+func TestParseExpiries(t *testing.T) {
+	lines, err := parseExpiries("# tracer: nop\n" + line4 + "\n" + expiryLine + "\n")
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(lines, 1))
+	qt.Assert(t, qt.Equals(lines[0], Line{Time: 1981*time.Second + 203278*time.Microsecond, CPU: 1, PID: 75}))
+
+	_, err = parseExpiries("x [0]" + expiryName)
+	qt.Assert(t, qt.ErrorMatches(err, ".*too few fields.*"))
+}
+
+// FuzzParseExpiries expects an error or lines that were there.
+func FuzzParseExpiries(f *testing.F) {
+	for _, seed := range []string{expiryLine, line4 + "\n" + expiryLine, "#" + expiryLine, expiryName} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		lines, err := parseExpiries(text)
+		if err == nil && len(lines) > strings.Count(text, expiryName) {
+			t.Fatalf("%q gives %d lines", text, len(lines))
+		}
+	})
 }
 
 // FuzzParseLine expects an error or a line whose parts are all there.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -63,23 +64,31 @@ func Start(t testing.TB) *Trace {
 // connections apart from packets: their timers. A kernel that hides its symbols
 // does not let them be told from others, and then there are none.
 func (tr *Trace) chooseExpiries() error {
+	filter, err := expiryFilter()
+	tr.expiries = filter != ""
+	if err != nil || !tr.expiries {
+		return err
+	}
+	return tr.write(expiryEvent+"/filter", filter)
+}
+
+// expiryFilter returns the filter that lets those timers through, or "". The
+// kernel's symbols are many: they are read once.
+var expiryFilter = sync.OnceValues(func() (string, error) {
 	symbols, err := os.ReadFile("/proc/kallsyms")
 	if err != nil {
-		return fmt.Errorf("read symbols: %w", err)
+		return "", fmt.Errorf("read symbols: %w", err)
 	}
 	var functions []string
 	for line := range strings.Lines(string(symbols)) {
-		f := strings.Fields(line)
-		if (f[2] == "tw_timer_handler" || f[2] == "reqsk_timer_handler") && strings.Trim(f[0], "0") != "" {
-			functions = append(functions, "function==0x"+f[0])
+		address, rest, _ := strings.Cut(line, " ")
+		_, name, _ := strings.Cut(strings.TrimSuffix(rest, "\n"), " ")
+		if (name == "tw_timer_handler" || name == "reqsk_timer_handler") && strings.Trim(address, "0") != "" {
+			functions = append(functions, "function==0x"+address)
 		}
 	}
-	tr.expiries = len(functions) > 0
-	if !tr.expiries {
-		return nil
-	}
-	return tr.write(expiryEvent+"/filter", strings.Join(functions, "||"))
-}
+	return strings.Join(functions, "||"), nil
+})
 
 // Stop ends the recording and returns all lines in the order of their time. It
 // fails the test if the kernel lost one.
