@@ -12,20 +12,20 @@ import (
 // guarded tells whether a transition happened in an interrupt of a task that
 // is guarded even from root. There are kernels that run no BPF program then;
 // such a transition exists for tracefs alone, and there is nothing to compare.
-func guarded(t testing.TB, lines []oracle.Line) bool { return countGuarded(t, lines) > 0 }
+func guarded(t testing.TB, lines []oracle.Line) bool {
+	return countGuarded(t, "transitions", lines) > 0
+}
 
-func countGuarded(t testing.TB, lines []oracle.Line) (n int) {
-	guards := map[int]bool{}
+func countGuarded(t testing.TB, what string, lines []oracle.Line) (n int) {
+	interrupted := map[int]int{}
 	for _, l := range lines {
-		is, known := guards[l.PID]
-		if !known {
-			_, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", l.PID))
-			is = l.PID != 0 && errors.Is(err, os.ErrPermission)
-			guards[l.PID] = is
-		}
-		if is {
-			t.Logf("%v interrupted task %d, which is guarded", l.Transition, l.PID)
-			n++
+		interrupted[l.PID]++
+	}
+	for pid, times := range interrupted {
+		_, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if pid != 0 && errors.Is(err, os.ErrPermission) {
+			t.Logf("%d %s interrupted task %d, which is guarded", times, what, pid)
+			n += times
 		}
 	}
 	return n
@@ -48,7 +48,7 @@ func watchGuards(t testing.TB) *guards {
 func (g *guards) hidden(t testing.TB) (n int) {
 	t.Helper()
 	lines, expiries := g.trace.StopExpiries()
-	return countGuarded(t, lines) + countGuarded(t, expiries)
+	return countGuarded(t, "transitions", lines) + countGuarded(t, "expiries", expiries)
 }
 
 // excuse skips a test in which something is missing, if such a transition was

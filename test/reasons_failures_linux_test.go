@@ -158,6 +158,8 @@ func leastOptionMemory(c *closings) int {
 		c.t.Skip("option memory is the whole host's here (before 6.8, f5769faeec36)")
 	}
 	l.listen()
+	// A tracer that starts later has no room for storage there either.
+	defer unix.Close(l.listener.fd)
 	port := uint16(remotePort)
 	for bytes := 64; bytes < 1<<14; bytes += 32 {
 		l.ns.Sysctl(optionMemory, fmt.Sprint(bytes))
