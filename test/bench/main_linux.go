@@ -41,11 +41,15 @@ func run() error {
 		names    = flag.String("patterns", "close", "`patterns` of load, with commas between, or all: "+strings.Join(patternNames(), ", "))
 		only     = flag.String("tools", "", "`tools` to measure, with commas between (default all)")
 		jsonFile = flag.String("json", "", "also write the results to this `file`")
+		loadOnly = flag.Bool("load", false, "only make the load, for one spell of each pattern, and say how fast it was")
 	)
 	flag.Parse()
 	chosen, err := choosePatterns(*names)
 	if err != nil {
 		return err
+	}
+	if *loadOnly {
+		return load(chosen, *spell)
 	}
 	scratch, err := os.MkdirTemp("", "finwait-bench-")
 	if err != nil {
@@ -80,6 +84,18 @@ func run() error {
 		return err
 	}
 	return os.WriteFile(*jsonFile, append(text, '\n'), 0o644)
+}
+
+// load makes the load for someone else to measure.
+func load(patterns []pattern, spell time.Duration) error {
+	for _, p := range patterns {
+		connections, took, err := p.run(spell)
+		if err != nil {
+			return fmt.Errorf("pattern %s: %w", p.name, err)
+		}
+		fmt.Printf("%s: %d connections, %.0f connections/s\n", p.name, connections, float64(connections)/took.Seconds())
+	}
+	return nil
 }
 
 // series are a tool's measurements, one for each round.
