@@ -134,7 +134,8 @@ static __always_inline bool is_transition(const struct sock *sk, int old, int ne
  * transition pass, the second finds no mark of the first's and takes over. And
  * where a tracepoint does not keep another process from the CPU (since 7.0), so
  * that the second can be skipped too, the third takes what the socket's storage
- * does not know of, and the fourth what that was skipped for.
+ * does not know of, and the fourth what that was skipped for. The loader leaves
+ * those two out where a tracepoint does (tracepoints_keep_cpu).
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_softirq, struct sock *sk, int old, int new)
@@ -160,12 +161,14 @@ int BPF_PROG(set_state, struct sock *sk, int old, int new)
 {
 	if (!is_transition(sk, old, new))
 		return 0;
-	keep_cpu();
+	if (!tracepoints_keep_cpu)
+		keep_cpu();
 	if (sk->sk_lock.owned)
 		on_set_state(ctx, sk, old, new);
 	else
 		take_over(ctx, sk, old, new);
-	leave_cpu();
+	if (!tracepoints_keep_cpu)
+		leave_cpu();
 	return 0;
 }
 

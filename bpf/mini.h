@@ -119,6 +119,7 @@ static __always_inline bool mini_tell(struct mini *m, __u64 addr, __u32 old, __u
 	t.tuple = m->tuple;
 	t.net = m->net;
 	t.time_ns = time_ns;
+	t.late = true;
 	t.since_ns = m->since_ns;
 	t.cookie = m->cookie;
 	t.family = m->family;

@@ -339,6 +339,7 @@ const (
 	bpfProgFindHolders           = "find_holders"
 	bpfProgFindNetns             = "find_netns"
 	bpfProgFindStuck             = "find_stuck"
+	bpfProgMeasureCpu            = "measure_cpu"
 	bpfProgMigrateSock           = "migrate_sock"
 	bpfProgReceiveReset          = "receive_reset"
 	bpfProgReqskDestructor4      = "reqsk_destructor4"
@@ -369,6 +370,8 @@ const (
 	bpfVarCallForm               = "call_form"
 	bpfVarCanKeepCpu             = "can_keep_cpu"
 	bpfVarCanStopIrqs            = "can_stop_irqs"
+	bpfVarCpuMeasured            = "cpu_measured"
+	bpfVarCpuOpen                = "cpu_open"
 	bpfVarFilterAddr             = "filter_addr"
 	bpfVarFilterAddrLen          = "filter_addr_len"
 	bpfVarFilterByLport          = "filter_by_lport"
@@ -409,6 +412,7 @@ const (
 	bpfVarStuckOver              = "stuck_over"
 	bpfVarSymbols                = "symbols"
 	bpfVarTier                   = "tier"
+	bpfVarTracepointsKeepCpu     = "tracepoints_keep_cpu"
 	bpfVarUnfollowedLive         = "unfollowed_live"
 	bpfVarUnusedConn             = "unused_conn"
 	bpfVarUnusedEvidence         = "unused_evidence"
@@ -477,6 +481,7 @@ type bpfProgramSpecs struct {
 	FindHolders           *ebpf.ProgramSpec `ebpf:"find_holders"`
 	FindNetns             *ebpf.ProgramSpec `ebpf:"find_netns"`
 	FindStuck             *ebpf.ProgramSpec `ebpf:"find_stuck"`
+	MeasureCpu            *ebpf.ProgramSpec `ebpf:"measure_cpu"`
 	MigrateSock           *ebpf.ProgramSpec `ebpf:"migrate_sock"`
 	ReceiveReset          *ebpf.ProgramSpec `ebpf:"receive_reset"`
 	ReqskDestructor4      *ebpf.ProgramSpec `ebpf:"reqsk_destructor4"`
@@ -538,6 +543,8 @@ type bpfVariableSpecs struct {
 	CallForm           *ebpf.VariableSpec `ebpf:"call_form"`
 	CanKeepCpu         *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
 	CanStopIrqs        *ebpf.VariableSpec `ebpf:"can_stop_irqs"`
+	CpuMeasured        *ebpf.VariableSpec `ebpf:"cpu_measured"`
+	CpuOpen            *ebpf.VariableSpec `ebpf:"cpu_open"`
 	FilterAddr         *ebpf.VariableSpec `ebpf:"filter_addr"`
 	FilterAddrLen      *ebpf.VariableSpec `ebpf:"filter_addr_len"`
 	FilterByLport      *ebpf.VariableSpec `ebpf:"filter_by_lport"`
@@ -578,6 +585,7 @@ type bpfVariableSpecs struct {
 	StuckOver          *ebpf.VariableSpec `ebpf:"stuck_over"`
 	Symbols            *ebpf.VariableSpec `ebpf:"symbols"`
 	Tier               *ebpf.VariableSpec `ebpf:"tier"`
+	TracepointsKeepCpu *ebpf.VariableSpec `ebpf:"tracepoints_keep_cpu"`
 	UnfollowedLive     *ebpf.VariableSpec `ebpf:"unfollowed_live"`
 	UnusedConn         *ebpf.VariableSpec `ebpf:"unused_conn"`
 	UnusedEvidence     *ebpf.VariableSpec `ebpf:"unused_evidence"`
@@ -670,6 +678,8 @@ type bpfVariables struct {
 	CallForm           *ebpf.Variable `ebpf:"call_form"`
 	CanKeepCpu         *ebpf.Variable `ebpf:"can_keep_cpu"`
 	CanStopIrqs        *ebpf.Variable `ebpf:"can_stop_irqs"`
+	CpuMeasured        *ebpf.Variable `ebpf:"cpu_measured"`
+	CpuOpen            *ebpf.Variable `ebpf:"cpu_open"`
 	FilterAddr         *ebpf.Variable `ebpf:"filter_addr"`
 	FilterAddrLen      *ebpf.Variable `ebpf:"filter_addr_len"`
 	FilterByLport      *ebpf.Variable `ebpf:"filter_by_lport"`
@@ -710,6 +720,7 @@ type bpfVariables struct {
 	StuckOver          *ebpf.Variable `ebpf:"stuck_over"`
 	Symbols            *ebpf.Variable `ebpf:"symbols"`
 	Tier               *ebpf.Variable `ebpf:"tier"`
+	TracepointsKeepCpu *ebpf.Variable `ebpf:"tracepoints_keep_cpu"`
 	UnfollowedLive     *ebpf.Variable `ebpf:"unfollowed_live"`
 	UnusedConn         *ebpf.Variable `ebpf:"unused_conn"`
 	UnusedEvidence     *ebpf.Variable `ebpf:"unused_evidence"`
@@ -740,6 +751,7 @@ type bpfPrograms struct {
 	FindHolders           *ebpf.Program `ebpf:"find_holders"`
 	FindNetns             *ebpf.Program `ebpf:"find_netns"`
 	FindStuck             *ebpf.Program `ebpf:"find_stuck"`
+	MeasureCpu            *ebpf.Program `ebpf:"measure_cpu"`
 	MigrateSock           *ebpf.Program `ebpf:"migrate_sock"`
 	ReceiveReset          *ebpf.Program `ebpf:"receive_reset"`
 	ReqskDestructor4      *ebpf.Program `ebpf:"reqsk_destructor4"`
@@ -777,6 +789,7 @@ func (p *bpfPrograms) Close() error {
 		p.FindHolders,
 		p.FindNetns,
 		p.FindStuck,
+		p.MeasureCpu,
 		p.MigrateSock,
 		p.ReceiveReset,
 		p.ReqskDestructor4,

@@ -25,6 +25,10 @@ const stateTracepoint = "inet_sock_set_state"
 
 var statePrograms = []string{"set_state_softirq", "set_state", "set_state_again", "set_state_last"}
 
+// preemptPrograms are those of statePrograms that are for kernels on which another
+// process can take the CPU from a program at a tracepoint.
+var preemptPrograms = []string{"set_state_again", "set_state_last"}
+
 // resetProgram tells statePrograms that a reset is ending a socket (bpf/reason.h).
 const resetProgram = "receive_reset"
 
@@ -61,6 +65,8 @@ const (
 type kernel struct {
 	symbols symbols
 	types   *btf.Cache // its BTF, read once
+	// keepsCPU tells that at tracepoints no other process takes the CPU.
+	keepsCPU bool
 }
 
 func readKernel() (*kernel, error) {
@@ -68,7 +74,10 @@ func readKernel() (*kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read symbols: %w", err)
 	}
-	return &kernel{syms, btf.NewCache()}, nil
+	k := &kernel{symbols: syms, types: btf.NewCache()}
+	// What stands in the way of finding out, loading the programs is going to tell.
+	k.keepsCPU, _ = k.tracepointsKeepCPU()
+	return k, nil
 }
 
 // has tells whether the kernel's BTF has the function.
@@ -221,8 +230,14 @@ func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collectio
 // choose removes the programs of other tiers, and those that have nothing to
 // be attached to.
 func choose(spec *ebpf.CollectionSpec, with tier, k *kernel) error {
+	delete(spec.Programs, measureProgram)
 	if with.evidence != EvidenceTimer {
 		delete(spec.Programs, orphanSweep)
+	}
+	if k.keepsCPU {
+		for _, name := range preemptPrograms {
+			delete(spec.Programs, name)
+		}
 	}
 	for _, other := range tiers {
 		if other.evidence != with.evidence {
@@ -293,6 +308,7 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, k *kernel) e
 	values["no_events"] = opts.NoTransitions
 	values["jiffy_ns"] = jiffy
 	values["tier"] = uint8(with.evidence)
+	values["tracepoints_keep_cpu"] = k.keepsCPU
 	values["profile_by"] = opts.Profile.constant()
 	values["symbols"] = k.symbols
 	values["call_form"] = callForm()

@@ -142,7 +142,7 @@ func (t *Tracer) attach() error {
 	for _, name := range slices.Concat(t.tier.programs, []string{resetProgram}, statePrograms) {
 		program := t.coll.Programs[name]
 		if program == nil {
-			continue // optional, and there is nothing to attach it to
+			continue // there is nothing to attach it to, or no need for it
 		}
 		l, err := link.AttachTracing(link.TracingOptions{Program: program})
 		if err != nil {
@@ -230,14 +230,14 @@ func stream[T any](ctx context.Context, t *Tracer, reader *ringbuf.Reader, decod
 
 // wakeEvery is how often at most each CPU wakes the reader: WAKE_EVERY_NS in
 // bpf/transition.h.
-const wakeEvery = time.Millisecond
+const wakeEvery = 10 * time.Millisecond
 
 // lookAgain returns until when to wait for events. A CPU that has just woken
 // the reader does not do so for wakeEvery, so that one that is awake must look
 // once more after that, and one that has then found nothing may sleep.
 func lookAgain(awake bool) time.Time {
 	if awake {
-		return time.Now().Add(2 * wakeEvery)
+		return time.Now().Add(wakeEvery + wakeEvery/4)
 	}
 	return time.Time{}
 }
