@@ -6,15 +6,21 @@
 #ifndef FINWAIT_CALLERS_H
 #define FINWAIT_CALLERS_H
 
-/* Where the functions of enum finwait_symbol lie, set by the loader. */
-const volatile struct finwait_range symbols[NUM_SYMBOLS] = {};
+/*
+ * Where the functions of enum finwait_symbol lie. Set by the loader before anything
+ * is attached; not constants, so that it need not have found them to load.
+ */
+struct finwait_range symbols[NUM_SYMBOLS];
 
 #define FUNCTION_PADDING 16 /* at most, in bytes before a function */
 #define CALLED_BY(symbol) (1U << SYMBOL_##symbol)
 #define INTERRUPTED (CALLED_BY(RUN_TIMER_SOFTIRQ) | CALLED_BY(HANDLE_SOFTIRQS) | CALLED_BY(DO_SOFTIRQ))
 
-/* Without branches, of which the verifier would have to follow each combination. */
-static __always_inline __u32 symbol_at(__u64 ip)
+/*
+ * Without branches, of which the verifier would have to follow each combination,
+ * and global, so that it follows the loop once.
+ */
+__noinline __u32 symbol_at(__u64 ip)
 {
 	__u32 found = 0;
 

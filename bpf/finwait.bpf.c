@@ -73,8 +73,7 @@ static __always_inline int on_set_state(void *ctx, struct sock *sk, int old, int
 	t.time_ns = bpf_ktime_get_ns();
 	t.evidence = EVIDENCE_KERNEL;
 	t.family = sk->__sk_common.skc_family;
-	t.net = sk->__sk_common.skc_net.net->net_cookie;
-	read_sock(&t.tuple, sk);
+	t.net = read_sock(&t.tuple, sk);
 	t.tuple.lport = local_port(sk, old);
 	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!c)
@@ -146,14 +145,17 @@ int BPF_PROG(set_state_softirq, struct sock *sk, int old, int new)
 	return on_set_state(ctx, sk, old, new);
 }
 
-/* Takes a transition that no process's call makes, unless that is done. */
-static __always_inline void take_over(void *ctx, struct sock *sk, int old, int new)
+/*
+ * Is a transition that no process makes still to be told? If so it is this
+ * program's now, and no other's.
+ */
+static __always_inline bool take_over(struct sock *sk, int new)
 {
 	if (marked(sk, new))
-		return;
+		return false;
 	mark(sk, new);
 	ledger_add(taken_over);
-	on_set_state(ctx, sk, old, new);
+	return true;
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -163,49 +165,45 @@ int BPF_PROG(set_state, struct sock *sk, int old, int new)
 		return 0;
 	if (!tracepoints_keep_cpu)
 		keep_cpu();
-	if (sk->sk_lock.owned)
+	if (sk->sk_lock.owned || take_over(sk, new))
 		on_set_state(ctx, sk, old, new);
-	else
-		take_over(ctx, sk, old, new);
 	if (!tracepoints_keep_cpu)
 		leave_cpu();
 	return 0;
 }
 
+/* The same of one that a process makes: is it not in the socket's storage? */
+static __always_inline bool take_over_owned(struct sock *sk, int old, int new)
+{
+	struct conn *c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!c || c->handled == transition_id(old, new))
+		return false;
+	ledger_add(taken_over);
+	return true;
+}
+
 static __always_inline void set_state_once_more(void *ctx, struct sock *sk, int old, int new)
 {
-	struct conn *c;
-
-	if (!sk->sk_lock.owned) {
-		take_over(ctx, sk, old, new);
-		return;
-	}
-	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!c || c->handled == transition_id(old, new))
-		return;
-	ledger_add(taken_over);
-	on_set_state(ctx, sk, old, new);
+	keep_cpu();
+	if (sk->sk_lock.owned ? take_over_owned(sk, old, new) : take_over(sk, new))
+		on_set_state(ctx, sk, old, new);
+	leave_cpu();
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again, struct sock *sk, int old, int new)
 {
-	if (!is_transition(sk, old, new))
-		return 0;
-	keep_cpu();
-	set_state_once_more(ctx, sk, old, new);
-	leave_cpu();
+	if (is_transition(sk, old, new))
+		set_state_once_more(ctx, sk, old, new);
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_last, struct sock *sk, int old, int new)
 {
-	if (!is_transition(sk, old, new))
-		return 0;
-	keep_cpu();
-	set_state_once_more(ctx, sk, old, new);
-	leave_cpu();
+	if (is_transition(sk, old, new))
+		set_state_once_more(ctx, sk, old, new);
 	return 0;
 }
 

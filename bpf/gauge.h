@@ -27,13 +27,14 @@ static __always_inline struct finwait_gauge *gauge_insert(__u64 net)
 	return bpf_map_lookup_elem(&gauges, &net);
 }
 
-static __always_inline void gauge_move(__u64 net, __u32 netns, __u32 old, __u32 new)
+/* Global, as emit_if_wanted is: many lead here. */
+__noinline int gauge_move(__u64 net, __u32 netns, __u32 old, __u32 new)
 {
 	struct finwait_gauge *g;
 
 	g = bpf_map_lookup_elem(&gauges, &net) ?: gauge_insert(net);
 	if (!g)
-		return;
+		return 0;
 	if (!g->netns) {
 		g->netns = netns;
 		g->born_ns = bpf_ktime_get_ns();
@@ -44,6 +45,7 @@ static __always_inline void gauge_move(__u64 net, __u32 netns, __u32 old, __u32 
 		__sync_fetch_and_add(&g->left[old], 1);
 	if (new != CLOSE &&new < NUM_STATES)
 		__sync_fetch_and_add(&g->entered[new], 1);
+	return 0;
 }
 
 #endif

@@ -29,10 +29,9 @@ static __always_inline void mini_made(struct sock *sk, __u64 addr)
 	if (!addr || !c || c->mini == addr)
 		return;
 	c->mini = addr;
-	read_sock(&m.tuple, sk);
+	m.net = read_sock(&m.tuple, sk);
 	m.tuple.lport = source_port(sk);
 	m.family = sk->__sk_common.skc_family;
-	m.net = sk->__sk_common.skc_net.net->net_cookie;
 	m.cookie = m.tw_cookie = mini_cookie(addr);
 	known = mini_find(addr);
 	if (known)

@@ -26,6 +26,15 @@ enum fact {
 
 #define FACT(condition, fact) ((__u32)(!!(condition)) * (fact))
 
+/* A pointer as a number, which a global function takes, unlike a pointer that the verifier knows. */
+static __always_inline __u64 address_of(const struct sock *sk)
+{
+	__u64 addr = 0;
+
+	bpf_probe_read_kernel(&addr, sizeof(addr), &sk);
+	return addr;
+}
+
 /* What tcp_out_of_memory asks of a socket before it looks at all of them. */
 #define SOCK_MIN_SNDBUF 4608 /* include/net/sock.h; its size depends on sk_buff's, by some bytes */
 
@@ -65,10 +74,11 @@ static __always_inline bool by_user_timeout(const struct tcp_sock *tp)
 	return timeout && (!probing || since >= timeout * 1000000ULL);
 }
 
-static __always_inline __u32 facts_of(const struct sock *sk, bool reset)
+__noinline __u32 facts_of(__u64 addr, bool reset)
 {
+	const struct sock *sk = (const struct sock *)addr;
 	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
-	int err = sk->sk_err;
+	int err = BPF_CORE_READ(sk, sk_err);
 
 	return FACT(reset, RESET) | FACT(err, ERROR) | FACT(err == ECONNREFUSED, REFUSED) |
 	       FACT(BPF_CORE_READ(sk, __sk_common.skc_flags) & SOCK_DEAD, DEAD) |
@@ -218,7 +228,7 @@ static __always_inline __u32 end_reason(void *ctx, struct sock *sk, __u32 old, b
 		return old == SYN_SENT ? REASON_REFUSED : REASON_RST_RECEIVED;
 	if (old == LAST_ACK && !sk->sk_err && all_acked(sk))
 		return REASON_FIN;
-	return reason_by(facts_of(sk, reset), callers(ctx, true), old);
+	return reason_by(facts_of(address_of(sk), reset), callers(ctx, true), old);
 }
 
 /*

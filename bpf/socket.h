@@ -33,7 +33,7 @@ static __always_inline void take_task(struct finwait_who *who, struct task_struc
 	who->in_cgroup = filter_cgroup_len && in_filter_cgroup(task);
 	/* The string ends where it ends; an earlier owner's name may be longer. */
 	__builtin_memset(who->comm, 0, sizeof(who->comm));
-	bpf_core_read_str(who->comm, sizeof(who->comm), &task->group_leader->comm);
+	BPF_CORE_READ_STR_INTO(&who->comm, task, group_leader, comm);
 }
 
 /* The caller of connect or listen. Right only where current is the caller. */

@@ -34,9 +34,14 @@ static __always_inline __u64 read_head(struct finwait_tuple *t, __u8 *family, co
 	return BPF_CORE_READ(net, net_cookie);
 }
 
-/* The same of a full socket that the verifier trusts. */
-static __always_inline void read_sock(struct finwait_tuple *t, const struct sock *sk)
+/*
+ * The same of a full socket that the verifier trusts. It searches all of the
+ * kernel's types for each pointer that is followed.
+ */
+static __always_inline __u64 read_sock(struct finwait_tuple *t, const struct sock *sk)
 {
+	const struct net *net = sk->__sk_common.skc_net.net;
+
 	if (sk->__sk_common.skc_family == AF_INET) {
 		map_ipv4(t->laddr, sk->__sk_common.skc_rcv_saddr);
 		map_ipv4(t->raddr, sk->__sk_common.skc_daddr);
@@ -44,8 +49,9 @@ static __always_inline void read_sock(struct finwait_tuple *t, const struct sock
 		bpf_core_read(t->laddr, 16, &sk->__sk_common.skc_v6_rcv_saddr);
 		bpf_core_read(t->raddr, 16, &sk->__sk_common.skc_v6_daddr);
 	}
-	t->netns = sk->__sk_common.skc_net.net->ns.inum;
+	t->netns = net->ns.inum;
 	t->rport = bpf_ntohs(sk->__sk_common.skc_dport);
+	return net->net_cookie;
 }
 
 static __always_inline __u16 source_port(const struct sock *sk)

@@ -169,9 +169,6 @@ func (f *Features) tryTiers(ctx context.Context, visit func(*Tracer)) error {
 // try starts a tracer of the tier, of the size that it would have, and closes
 // it.
 func (f *TierFeatures) try(with tier, k *kernel, visit func(*Tracer)) error {
-	if err := with.symbols(&k.symbols); err != nil {
-		return err
-	}
 	if err := with.try(k); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -61,23 +62,37 @@ const (
 	maxNetns = 1024
 )
 
-// kernel is what programs need to know of the kernel that runs.
+// kernel is the programs, and what they need to know of the kernel that runs, each
+// read once.
 type kernel struct {
-	symbols symbols
-	types   *btf.Cache // its BTF, read once
+	spec  *ebpf.CollectionSpec // to be copied
+	types *btf.Cache           // its BTF
+	// symbols waits for what kallsyms says, which the kernel takes half as long to
+	// write as everything else takes.
+	symbols func() (symbols, error)
 	// keepsCPU tells that at tracepoints no other process takes the CPU.
 	keepsCPU bool
 }
 
 func readKernel() (*kernel, error) {
-	syms, err := readSymbols()
+	k := &kernel{types: btf.NewCache(), symbols: inBackground(readSymbols)}
+	types := inBackground(k.types.Kernel)
+	spec, err := loadBpf()
+	_, _ = types() // who needs them asks again
 	if err != nil {
-		return nil, fmt.Errorf("read symbols: %w", err)
+		return nil, fmt.Errorf("read programs: %w", err)
 	}
-	k := &kernel{symbols: syms, types: btf.NewCache()}
+	k.spec = spec
 	// What stands in the way of finding out, loading the programs is going to tell.
 	k.keepsCPU, _ = k.tracepointsKeepCPU()
 	return k, nil
+}
+
+// inBackground calls f at once, and returns what waits for its results.
+func inBackground[T any](f func() (T, error)) func() (T, error) {
+	once := sync.OnceValues(f)
+	go func() { _, _ = once() }()
+	return once
 }
 
 // has tells whether the kernel's BTF has the function.
@@ -166,11 +181,7 @@ func usableTiers(want Evidence, k *kernel) (usable []tier, refused error) {
 		if want != 0 && want != tier.evidence {
 			continue
 		}
-		err := tier.symbols(&k.symbols)
-		if err == nil {
-			err = tier.try(k)
-		}
-		if err == nil {
+		if err := tier.try(k); err == nil {
 			usable = append(usable, tier)
 		} else {
 			refused = andAlso(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
@@ -204,10 +215,7 @@ func load(opts *Options, with tier, k *kernel) (*ebpf.Collection, error) {
 }
 
 func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collection, error) {
-	spec, err := loadBpf()
-	if err != nil {
-		return nil, fmt.Errorf("read programs: %w", err)
-	}
+	spec := k.spec.Copy()
 	if err := choose(spec, with, k); err != nil {
 		return nil, err
 	}
@@ -224,7 +232,23 @@ func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collectio
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
+	if err := with.tellSymbols(coll, k); err != nil {
+		coll.Close()
+		return nil, err
+	}
 	return coll, nil
+}
+
+// tellSymbols tells the programs where functions lie, if that is enough for them.
+func (t *tier) tellSymbols(coll *ebpf.Collection, k *kernel) error {
+	syms, err := k.symbols()
+	if err != nil {
+		return fmt.Errorf("read symbols: %w", err)
+	}
+	if err := t.symbols(&syms); err != nil {
+		return err
+	}
+	return coll.Variables["symbols"].Set(syms)
 }
 
 // choose removes the programs of other tiers, and those that have nothing to
@@ -310,7 +334,6 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, k *kernel) e
 	values["tier"] = uint8(with.evidence)
 	values["tracepoints_keep_cpu"] = k.keepsCPU
 	values["profile_by"] = opts.Profile.constant()
-	values["symbols"] = k.symbols
 	values["call_form"] = callForm()
 	if values["can_stop_irqs"], err = k.has("bpf_local_irq_save"); err != nil {
 		return err

@@ -22,10 +22,7 @@ var measureVariables = map[string]bool{"cpu_measured": true, "cpu_open": true}
 // program at a tracepoint. Not all that is loaded is needed then. If it cannot be
 // found out it may be so.
 func (k *kernel) tracepointsKeepCPU() (bool, error) {
-	spec, err := loadBpf()
-	if err != nil {
-		return false, fmt.Errorf("read programs: %w", err)
-	}
+	spec := k.spec.Copy()
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return name != measureProgram })
 	maps.DeleteFunc(spec.Variables, func(name string, _ *ebpf.VariableSpec) bool { return !measureVariables[name] })
 	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return name != ".bss" })
