@@ -232,14 +232,12 @@ static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns, 
  * tracepoint said, its new state CLOSE. What the socket knew goes into the
  * mini-socket, and if that is in TIME_WAIT, the transition is told.
  */
-__noinline int mini_join(__u64 addr, const struct conn *c, bool claimed, const struct transition *t)
+static __always_inline void mini_join(__u64 addr, const struct conn *c, bool claimed,
+				      const struct transition *t)
 {
 	struct mini unfollowed = {}, *m;
-	__u32 state, substate;
+	__u32 state, substate = mini_substate(addr);
 
-	if (!t)
-		return 0;
-	substate = mini_substate(addr);
 	m = mini_find(addr);
 	if (!m) {
 		ledger_add(unfollowed);
@@ -267,7 +265,6 @@ __noinline int mini_join(__u64 addr, const struct conn *c, bool claimed, const s
 		watch_mini(addr);
 	if (state == ENDED)
 		mini_end(m, addr, m->ended_ns, m->reason);
-	return 0;
 }
 
 /* The timer has been armed anew, perhaps because the peer's FIN has come. */
