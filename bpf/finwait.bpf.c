@@ -207,6 +207,55 @@ int BPF_PROG(set_state_last, struct sock *sk, int old, int new)
 	return 0;
 }
 
+/* A socket closes: is it into a mini-socket, of which another transition is counted? */
+static __always_inline bool leaves_mini(struct sock *sk, int old)
+{
+	struct transition t = {};
+	__u64 mini;
+
+	t.net = read_sock(&t.tuple, sk);
+	t.tuple.lport = source_port(sk);
+	mini = mini_of(&t.tuple, tier == EVIDENCE_PROBE ? bpf_sk_storage_get(&conns, sk, NULL, 0) : NULL);
+	if (!mini)
+		return false;
+	t.old = old;
+	t.new = CLOSE;
+	t.time_ns = bpf_ktime_get_ns();
+	t.family = sk->__sk_common.skc_family;
+	mini_join(mini, NULL, false, &t);
+	return true;
+}
+
+/*
+ * In place of all those above where transitions are counted and no more: one
+ * program, since a second would cost as much again. What interrupts it is lost to
+ * the counters, which the kernel counts (recursion_misses).
+ *
+ * Whether an accepted socket was half-open before is known when its request socket
+ * is taken out of the table, and put right then.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(count_state, struct sock *sk, int old, int new)
+{
+	struct scratch *here;
+
+	if (!is_transition(sk, old, new))
+		return 0;
+	if ((__u32)old >= NUM_STATES || (__u32) new >= NUM_STATES) {
+		ledger_add(unknown_state);
+		return 0;
+	}
+	if (new == SYN_RECV && old != SYN_SENT) {
+		old = CLOSE;
+		here = scratch_here();
+		if (here)
+			here->child = (__u64)sk;
+	}
+	if (!may_leave_mini(old, new) || !leaves_mini(sk, old))
+		count(old, new);
+	return 0;
+}
+
 /* Looks at the mini-sockets in watch. Run by Go every so often. */
 SEC("iter/bpf_map_elem")
 int sweep_orphans(struct bpf_iter__bpf_map_elem *ctx)

@@ -234,6 +234,12 @@ struct {
 __s64 watching;
 
 /*
+ * Nothing is kept of sockets, and nobody told: transitions are counted, and what
+ * that takes is done. Set by the loader.
+ */
+const volatile bool counters_only = false;
+
+/*
  * All programs are attached. Before, those on the tracepoint do nothing: a
  * socket of which some see one transition, and none the next, would be lost.
  * Set by Go.
@@ -311,6 +317,19 @@ static __always_inline void count(__u32 old, __u32 new)
 	barrier_var(cell);
 	if (m && cell < NUM_STATES * NUM_STATES)
 		__sync_fetch_and_add((__u64 *)m + cell, 1);
+}
+
+/* Takes back a transition that was counted on this CPU as another than it turns out to be. */
+static __always_inline void recount(__u32 old, __u32 now_old, __u32 new)
+{
+	struct finwait_matrix *m;
+	__u32 zero = 0;
+
+	m = bpf_map_lookup_elem(&matrix, &zero);
+	if (!m)
+		return;
+	__sync_fetch_and_add((__u64 *)m + now_old * NUM_STATES + new, 1);
+	__sync_fetch_and_add((__u64 *)m + old * NUM_STATES + new, -1ULL);
 }
 
 static __always_inline struct scratch *scratch_here(void)

@@ -58,6 +58,8 @@ static __always_inline void request_emit(const struct request *r, __u8 old, __u8
 {
 	struct transition t = {};
 
+	if (counters_only)
+		return;
 	t.tuple = r->tuple;
 	t.net = r->net;
 	t.time_ns = time_ns;
@@ -168,7 +170,9 @@ static __always_inline void request_complete(const struct request *r, __u64 chil
 
 	if (r->gauged)
 		gauge_move(r->net, r->tuple.netns, NEW_SYN_RECV, CLOSE);
-	if (bpf_map_update_elem(&completed, &r->tuple, &c, BPF_ANY))
+	if (counters_only)
+		recount(CLOSE, NEW_SYN_RECV, SYN_RECV); /* see count_state */
+	else if (bpf_map_update_elem(&completed, &r->tuple, &c, BPF_ANY))
 		ledger_add(completed_full);
 }
 

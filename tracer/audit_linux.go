@@ -49,6 +49,12 @@ func (a *auditor) init(t *Tracer) {
 	a.idle = map[uint64]gaugeRow{}
 }
 
+// refuse has all that asks for gauges get the error. There is no run then.
+func (a *auditor) refuse(err error) {
+	a.claimErr = err
+	close(a.claimed)
+}
+
 // run claims what is there and then audits at every interval.
 func (a *auditor) run(ctx context.Context, interval time.Duration) {
 	a.claimErr = a.claim(ctx)

@@ -336,6 +336,7 @@ const (
 	bpfProgAuditRequests         = "audit_requests"
 	bpfProgClaim                 = "claim"
 	bpfProgCompleteHashdance     = "complete_hashdance"
+	bpfProgCountState            = "count_state"
 	bpfProgFindHolders           = "find_holders"
 	bpfProgFindNetns             = "find_netns"
 	bpfProgFindStuck             = "find_stuck"
@@ -370,6 +371,7 @@ const (
 	bpfVarCallForm               = "call_form"
 	bpfVarCanKeepCpu             = "can_keep_cpu"
 	bpfVarCanStopIrqs            = "can_stop_irqs"
+	bpfVarCountersOnly           = "counters_only"
 	bpfVarCpuMeasured            = "cpu_measured"
 	bpfVarCpuOpen                = "cpu_open"
 	bpfVarFilterAddr             = "filter_addr"
@@ -478,6 +480,7 @@ type bpfProgramSpecs struct {
 	AuditRequests         *ebpf.ProgramSpec `ebpf:"audit_requests"`
 	Claim                 *ebpf.ProgramSpec `ebpf:"claim"`
 	CompleteHashdance     *ebpf.ProgramSpec `ebpf:"complete_hashdance"`
+	CountState            *ebpf.ProgramSpec `ebpf:"count_state"`
 	FindHolders           *ebpf.ProgramSpec `ebpf:"find_holders"`
 	FindNetns             *ebpf.ProgramSpec `ebpf:"find_netns"`
 	FindStuck             *ebpf.ProgramSpec `ebpf:"find_stuck"`
@@ -543,6 +546,7 @@ type bpfVariableSpecs struct {
 	CallForm           *ebpf.VariableSpec `ebpf:"call_form"`
 	CanKeepCpu         *ebpf.VariableSpec `ebpf:"can_keep_cpu"`
 	CanStopIrqs        *ebpf.VariableSpec `ebpf:"can_stop_irqs"`
+	CountersOnly       *ebpf.VariableSpec `ebpf:"counters_only"`
 	CpuMeasured        *ebpf.VariableSpec `ebpf:"cpu_measured"`
 	CpuOpen            *ebpf.VariableSpec `ebpf:"cpu_open"`
 	FilterAddr         *ebpf.VariableSpec `ebpf:"filter_addr"`
@@ -678,6 +682,7 @@ type bpfVariables struct {
 	CallForm           *ebpf.Variable `ebpf:"call_form"`
 	CanKeepCpu         *ebpf.Variable `ebpf:"can_keep_cpu"`
 	CanStopIrqs        *ebpf.Variable `ebpf:"can_stop_irqs"`
+	CountersOnly       *ebpf.Variable `ebpf:"counters_only"`
 	CpuMeasured        *ebpf.Variable `ebpf:"cpu_measured"`
 	CpuOpen            *ebpf.Variable `ebpf:"cpu_open"`
 	FilterAddr         *ebpf.Variable `ebpf:"filter_addr"`
@@ -748,6 +753,7 @@ type bpfPrograms struct {
 	AuditRequests         *ebpf.Program `ebpf:"audit_requests"`
 	Claim                 *ebpf.Program `ebpf:"claim"`
 	CompleteHashdance     *ebpf.Program `ebpf:"complete_hashdance"`
+	CountState            *ebpf.Program `ebpf:"count_state"`
 	FindHolders           *ebpf.Program `ebpf:"find_holders"`
 	FindNetns             *ebpf.Program `ebpf:"find_netns"`
 	FindStuck             *ebpf.Program `ebpf:"find_stuck"`
@@ -786,6 +792,7 @@ func (p *bpfPrograms) Close() error {
 		p.AuditRequests,
 		p.Claim,
 		p.CompleteHashdance,
+		p.CountState,
 		p.FindHolders,
 		p.FindNetns,
 		p.FindStuck,

@@ -95,6 +95,7 @@ const (
 	bpfTestProgRunEmit         = "run_emit"
 	bpfTestProgRunFilter       = "run_filter"
 	bpfTestVarAttached         = "attached"
+	bpfTestVarCountersOnly     = "counters_only"
 	bpfTestVarFilterAddr       = "filter_addr"
 	bpfTestVarFilterAddrLen    = "filter_addr_len"
 	bpfTestVarFilterByLport    = "filter_by_lport"
@@ -200,6 +201,7 @@ type bpfTestMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfTestVariableSpecs struct {
 	Attached         *ebpf.VariableSpec `ebpf:"attached"`
+	CountersOnly     *ebpf.VariableSpec `ebpf:"counters_only"`
 	FilterAddr       *ebpf.VariableSpec `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.VariableSpec `ebpf:"filter_addr_len"`
 	FilterByLport    *ebpf.VariableSpec `ebpf:"filter_by_lport"`
@@ -294,6 +296,7 @@ func (m *bpfTestMaps) Close() error {
 // It can be passed to loadBpfTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfTestVariables struct {
 	Attached         *ebpf.Variable `ebpf:"attached"`
+	CountersOnly     *ebpf.Variable `ebpf:"counters_only"`
 	FilterAddr       *ebpf.Variable `ebpf:"filter_addr"`
 	FilterAddrLen    *ebpf.Variable `ebpf:"filter_addr_len"`
 	FilterByLport    *ebpf.Variable `ebpf:"filter_by_lport"`

@@ -6,3 +6,6 @@ import "errors"
 // cannot do what was asked: it is not Linux, the kernel is too old or has no
 // BTF, or it hides what the tracer must know.
 var ErrNotSupported = errors.New("not supported")
+
+// errCountersOnly is returned where more is asked for than counters.
+var errCountersOnly = errors.New("the tracer keeps counters only (Options.CountersOnly)")

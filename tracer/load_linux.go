@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,6 +30,13 @@ var statePrograms = []string{"set_state_softirq", "set_state", "set_state_again"
 // preemptPrograms are those of statePrograms that are for kernels on which another
 // process can take the CPU from a program at a tracepoint.
 var preemptPrograms = []string{"set_state_again", "set_state_last"}
+
+// ownerPrograms are those of a tier that see nothing but whose sockets are.
+var ownerPrograms = []string{"sock_graft", "sock_graft_again", "retransmit_synack"}
+
+// countProgram stands in place of all of them where transitions are counted and no
+// more.
+const countProgram = "count_state"
 
 // resetProgram tells statePrograms that a reset is ending a socket (bpf/reason.h).
 const resetProgram = "receive_reset"
@@ -54,7 +62,7 @@ const (
 )
 
 const (
-	defaultEventBuffer = 16 << 20
+	defaultEventBuffer = 8 << 20
 	defaultMiniSockets = 131_072
 	// maxRequests is how many half-open connections are followed at a time.
 	maxRequests = 65_536
@@ -216,7 +224,7 @@ func load(opts *Options, with tier, k *kernel) (*ebpf.Collection, error) {
 
 func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collection, error) {
 	spec := k.spec.Copy()
-	if err := choose(spec, with, k); err != nil {
+	if err := choose(spec, opts, with, k); err != nil {
 		return nil, err
 	}
 	if err := size(spec, opts); err != nil {
@@ -253,33 +261,44 @@ func (t *tier) tellSymbols(coll *ebpf.Collection, k *kernel) error {
 
 // choose removes the programs of other tiers, and those that have nothing to
 // be attached to.
-func choose(spec *ebpf.CollectionSpec, with tier, k *kernel) error {
-	delete(spec.Programs, measureProgram)
-	if with.evidence != EvidenceTimer {
-		delete(spec.Programs, orphanSweep)
-	}
-	if k.keepsCPU {
-		for _, name := range preemptPrograms {
-			delete(spec.Programs, name)
-		}
-	}
-	for _, other := range tiers {
-		if other.evidence != with.evidence {
-			for _, name := range other.programs {
-				delete(spec.Programs, name)
-			}
-		}
-	}
+func choose(spec *ebpf.CollectionSpec, opts *Options, with tier, k *kernel) error {
+	unwanted := notFor(opts, with, k)
 	for _, name := range with.optional {
 		there, err := k.has(spec.Programs[name].AttachTo)
 		if err != nil {
 			return err
 		}
 		if !there {
-			delete(spec.Programs, name)
+			unwanted = append(unwanted, name)
 		}
 	}
+	for _, name := range unwanted {
+		delete(spec.Programs, name)
+	}
 	return nil
+}
+
+// notFor returns the programs that there is no need for.
+func notFor(opts *Options, with tier, k *kernel) []string {
+	names := []string{measureProgram}
+	for _, other := range tiers {
+		if other.evidence != with.evidence {
+			names = append(names, other.programs...)
+		}
+	}
+	if with.evidence != EvidenceTimer {
+		names = append(names, orphanSweep)
+	}
+	if k.keepsCPU {
+		names = append(names, preemptPrograms...)
+	}
+	if !opts.CountersOnly {
+		return append(names, countProgram)
+	}
+	names = append(names, statePrograms...)
+	names = append(names, ownerPrograms...)
+	names = append(names, resetProgram, claimProgram, findProgram, holdersProgram, stuckProgram)
+	return slices.AppendSeq(names, maps.Keys(auditPrograms))
 }
 
 func size(spec *ebpf.CollectionSpec, opts *Options) error {
@@ -301,7 +320,7 @@ func size(spec *ebpf.CollectionSpec, opts *Options) error {
 	spec.Maps["requests"].MaxEntries = uint32(maxRequests + cpus)
 	spec.Maps["gauges"].MaxEntries = maxNetns
 	opts.Conns.size(spec)
-	if opts.NoTransitions {
+	if opts.NoTransitions || opts.CountersOnly {
 		spec.Maps["events"].MaxEntries = uint32(os.Getpagesize())
 	}
 	spec.Maps[profileMap].MaxEntries = opts.Profile.size(cpus)
@@ -329,7 +348,8 @@ func configure(spec *ebpf.CollectionSpec, opts *Options, with tier, k *kernel) e
 	}
 	values := opts.Filter.constants()
 	maps.Copy(values, opts.Conns.constants())
-	values["no_events"] = opts.NoTransitions
+	values["no_events"] = opts.NoTransitions || opts.CountersOnly
+	values["counters_only"] = opts.CountersOnly
 	values["jiffy_ns"] = jiffy
 	values["tier"] = uint8(with.evidence)
 	values["tracepoints_keep_cpu"] = k.keepsCPU

@@ -19,7 +19,7 @@ type Options struct {
 
 	// EventBuffer is the size in bytes of the ring buffer between the kernel
 	// and Events, a power of two and at least a page. An event takes 120
-	// bytes. Default 16 MiB.
+	// bytes. It is mapped twice over, into the process that reads it. Default 8 MiB.
 	EventBuffer int
 
 	// MiniSockets is the number of TIME_WAIT and orphan FIN_WAIT2 sockets
@@ -35,6 +35,14 @@ type Options struct {
 	// NoTransitions switches the events off: Events yields none. Everything is
 	// counted all the same, and Profile kept.
 	NoTransitions bool
+
+	// CountersOnly has the tracer keep Counters and nothing else, at the least
+	// that they can be had for. There are no events and no gauges: Events yields
+	// none, and Gauges, Audit and Stuck return an error. The Ledger does not
+	// count SYNCookies then, and a transition that interrupts the counting of
+	// another on the same CPU is missed (Ledger.Recursion). Not with Conns or
+	// Profile.
+	CountersOnly bool
 
 	// Conns has the tracer tell of connections when they have ended (see
 	// [Tracer.Conns]). It takes about 130 bytes more of kernel memory for each
@@ -126,6 +134,9 @@ func (o *Options) validate() error {
 	}
 	if o.Profile != nil && o.Profile.By >= numProfileDimensions {
 		return fmt.Errorf("unknown profile dimension %d", o.Profile.By)
+	}
+	if o.CountersOnly && (o.Conns != nil || o.Profile != nil) {
+		return errors.New("counters only, and connections or a profile too")
 	}
 	return errors.Join(o.Filter.validate(), o.Conns.validate())
 }

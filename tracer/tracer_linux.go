@@ -99,11 +99,16 @@ func start(opts *Options, with tier, k *kernel) (*Tracer, error) {
 	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	t.auditor.init(t)
+	if opts.CountersOnly {
+		t.auditor.refuse(errCountersOnly)
+	}
 	if err := t.attach(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	t.work.Go(t.sweepRegularly)
-	t.work.Go(func() { t.auditor.run(t.ctx, opts.AuditInterval) })
+	if !opts.CountersOnly {
+		t.work.Go(func() { t.auditor.run(t.ctx, opts.AuditInterval) })
+	}
 	return t, nil
 }
 
@@ -139,7 +144,7 @@ func (t *Tracer) attach() error {
 			return err
 		}
 	}
-	for _, name := range slices.Concat(t.tier.programs, []string{resetProgram}, statePrograms) {
+	for _, name := range slices.Concat(t.tier.programs, []string{resetProgram, countProgram}, statePrograms) {
 		program := t.coll.Programs[name]
 		if program == nil {
 			continue // there is nothing to attach it to, or no need for it
@@ -154,6 +159,9 @@ func (t *Tracer) attach() error {
 }
 
 func (t *Tracer) attachIter(program string, m *ebpf.Map) (err error) {
+	if t.coll.Programs[program] == nil {
+		return nil // no need for it
+	}
 	t.iters[program], err = link.AttachIter(link.IterOptions{Program: t.coll.Programs[program], Map: m})
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", program, err)
@@ -318,7 +326,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 // other stands in for.
 func (t *Tracer) skipped() (uint64, error) {
 	var skipped uint64
-	for _, name := range t.tier.programs {
+	for _, name := range append([]string{countProgram}, t.tier.programs...) {
 		program := t.coll.Programs[name]
 		if program == nil || slices.Contains(t.tier.programs, name+again) || strings.HasSuffix(name, again) {
 			continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -35,7 +36,7 @@ func (f *streamFlags) add(cmd *cobra.Command, noun string) {
 	flags.BoolVar(&f.noHeader, "no-header", false, "print no header line")
 	flags.DurationVar(&f.duration, "duration", 0, "stop after this `time`")
 	flags.Uint64Var(&f.count, "count", 0, "stop after `N` "+noun+" are printed")
-	flags.IntVar(&f.buffer, "buffer", 16, "`MiB` of kernel buffer, a power of two; more of it loses less in a burst")
+	flags.IntVar(&f.buffer, "buffer", 8, "`MiB` of kernel buffer, a power of two; more of it loses less in a burst")
 	flags.BoolVar(&f.demo, "demo", false, "also make connections to look at, in a network namespace of their own")
 	completeWords(cmd, "format", output.Formats)
 	completeWords(cmd, "evidence", []string{"probe", "timer"})
@@ -72,8 +73,15 @@ func parseEvidence(flags *pflag.FlagSet, word string) (tracer.Evidence, error) {
 }
 
 // newTracer starts tracing. What is wrong with the options is a usage error.
+//
+// To load programs takes more memory than all that comes after it, and so it is
+// given back sooner than Go would.
 func newTracer(opts *tracer.Options) (*tracer.Tracer, error) {
+	const soon = 30 // percent more than what is in use
+	percent := debug.SetGCPercent(soon)
 	t, err := tracer.New(opts)
+	debug.SetGCPercent(percent)
+	go debug.FreeOSMemory()
 	var mistake *tracer.OptionsError
 	if errors.As(err, &mistake) {
 		return nil, usagef("%w", err)

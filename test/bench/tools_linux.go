@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/finwait/finwait/test/internal/floor"
+	"github.com/finwait/finwait/tracer"
 )
 
 // tool is something that watches the load.
@@ -49,6 +50,9 @@ func allTools(finwait string) []*tool {
 	return []*tool{
 		{name: nothing},
 		{name: emptyProgram, attach: func() (io.Closer, error) { return floor.Attach() }},
+		{name: "finwait, counters only", attach: func() (io.Closer, error) {
+			return tracer.New(&tracer.Options{CountersOnly: true})
+		}},
 		{name: "finwait trace", args: []string{finwait, "trace", "--format", "json"}, account: ledger},
 		{name: "finwait trace, another port", args: []string{finwait, "trace", "--format", "json", "--port", "1"}, account: ledger},
 		{name: "finwait conns", args: []string{finwait, "conns", "--format", "json"}, account: ledger},

@@ -1,0 +1,72 @@
+package test
+
+import (
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/finwait/finwait/test/internal/netns"
+	"github.com/finwait/finwait/test/internal/traffic"
+	"github.com/finwait/finwait/tracer"
+)
+
+// TestCountersOnly has a tracer that keeps only counters count what another, that
+// keeps everything, counts too.
+func TestCountersOnly(t *testing.T) {
+	all := record(t, nil)
+	few, err := tracer.New(&tracer.Options{CountersOnly: true, Evidence: wantedEvidence(t)})
+	qt.Assert(t, qt.IsNil(err))
+	defer few.Close()
+	_, err = few.Gauges(t.Context())
+	qt.Check(t, qt.ErrorMatches(err, ".*counters only.*"))
+	_, err = few.Audit(t.Context())
+	qt.Check(t, qt.ErrorMatches(err, ".*counters only.*"))
+
+	allBefore, fewBefore := countersOf(t, all.tracer), countersOf(t, few)
+	for _, kind := range traffic.Kinds() {
+		for _, family := range families {
+			ns := netns.New(t)
+			ns.Do(func() { _, err = kind.Run(connections, family) })
+			qt.Assert(t, qt.IsNil(err), qt.Commentf("%v, %v", kind, family))
+		}
+	}
+	for _, family := range families {
+		l := newLoop(t, family)
+		l.makeTimeWaits(false)
+		l.kill("state", "time-wait")
+	}
+
+	var want, got map[tracer.Transition]uint64
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(tracer.SweepInterval) {
+		want, got = since(t, all.tracer, &allBefore), since(t, few, &fewBefore)
+		if maps.Equal(got, want) || time.Now().After(deadline) {
+			break
+		}
+	}
+	if !maps.Equal(got, want) {
+		all.guards.excuse(t)
+	}
+	qt.Check(t, qt.DeepEquals(got, want))
+	qt.Check(t, qt.IsTrue(want[tracer.Transition{Old: tracer.StateFinWait2, New: tracer.StateTimeWait}] > 0))
+	ledger, err := few.Ledger()
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(ledger.Emitted, 0))
+	qt.Check(t, qt.Equals(ledger.Recursion, 0))
+}
+
+func countersOf(t *testing.T, tr *tracer.Tracer) tracer.Counters {
+	t.Helper()
+	counters, err := tr.Counters()
+	qt.Assert(t, qt.IsNil(err))
+	return counters
+}
+
+// since returns what tr has counted since before.
+func since(t *testing.T, tr *tracer.Tracer, before *tracer.Counters) map[tracer.Transition]uint64 {
+	t.Helper()
+	now := countersOf(t, tr)
+	now = now.Sub(before)
+	return maps.Collect(now.All())
+}
