@@ -22,6 +22,8 @@ type pattern struct {
 	ipv6      bool
 	// use does with a connection what is to be done, up to its end.
 	use func(client, server int) error
+	// beside opens what is to be there beside the load; nil for nothing.
+	beside func() (idle, error)
 }
 
 var patterns = []pattern{
@@ -31,6 +33,8 @@ var patterns = []pattern{
 	{name: "rst", listeners: 16, use: reset},
 	{name: "listeners", listeners: 1024, use: closeBoth},
 	{name: "ipv6", listeners: 16, ipv6: true, use: closeBoth},
+	{name: "beside-100000-sockets", listeners: 16, use: closeBoth, beside: openConnections},
+	{name: "beside-1000-namespaces", listeners: 16, use: closeBoth, beside: openNamespaces},
 }
 
 func patternNames() (names []string) {
@@ -172,11 +176,7 @@ func (p *pattern) address(i int) unix.Sockaddr {
 }
 
 func (w *worker) work(spell time.Duration, made *atomic.Uint64) error {
-	defer func() {
-		for _, fd := range w.listeners {
-			unix.Close(fd)
-		}
-	}()
+	defer w.close()
 	var n int
 	defer func() { made.Add(uint64(n)) }()
 	for deadline := time.Now().Add(spell); time.Now().Before(deadline); n++ {
@@ -185,6 +185,12 @@ func (w *worker) work(spell time.Duration, made *atomic.Uint64) error {
 		}
 	}
 	return nil
+}
+
+func (w *worker) close() {
+	for _, fd := range w.listeners {
+		unix.Close(fd)
+	}
 }
 
 // connect makes a connection to a listener, and uses it.

@@ -69,7 +69,14 @@ func run() error {
 	defer stop()
 	report := newReport(*rounds, *spell)
 	for _, p := range chosen {
+		var others idle
+		if p.beside != nil {
+			if others, err = p.beside(); err != nil {
+				return fmt.Errorf("pattern %s: %w", p.name, err)
+			}
+		}
 		series, err := measurePattern(ctx, p, tools, *rounds, *spell, scratch)
+		others.Close()
 		if err != nil {
 			return fmt.Errorf("pattern %s: %w", p.name, err)
 		}

@@ -50,11 +50,11 @@ func allTools(finwait string) []*tool {
 	return []*tool{
 		{name: nothing},
 		{name: emptyProgram, attach: func() (io.Closer, error) { return floor.Attach() }},
-		{name: "finwait, counters only", attach: func() (io.Closer, error) {
+		{name: "finwait counters only", attach: func() (io.Closer, error) {
 			return tracer.New(&tracer.Options{CountersOnly: true})
 		}},
 		{name: "finwait trace", args: []string{finwait, "trace", "--format", "json"}, account: ledger},
-		{name: "finwait trace, another port", args: []string{finwait, "trace", "--format", "json", "--port", "1"}, account: ledger},
+		{name: "finwait trace of another port", args: []string{finwait, "trace", "--format", "json", "--port", "1"}, account: ledger},
 		{name: "finwait conns", args: []string{finwait, "conns", "--format", "json"}, account: ledger},
 		{name: "finwait profile", args: []string{finwait, "profile"}},
 		{name: "tcpstates", args: tracefs("tcpstates"), account: linesAndLosses("lost ")},
