@@ -11,8 +11,10 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-// printBuffer is how much is gathered before it is written, while more waits.
-const printBuffer = 64 << 10
+// printBuffer is how much is gathered before it is written, while more waits. A
+// file takes large pieces with much less work for each byte than small ones; from
+// here on there is little to gain.
+const printBuffer = 256 << 10
 
 // printer writes items, and counts those that it has written.
 type printer[T any] struct {

@@ -126,13 +126,13 @@ func FuzzConn(f *testing.F) {
 		c := newConn(fuzzEvent(comm, local, remote, id, bits, ns))
 		c.BytesSent, c.Reason, c.Side = id, tracer.Reason(bits>>50), tracer.Side(bits>>52)
 
-		line := jsonEncoder{fuzzCgroup(comm)}.AppendConn(nil, &c)
+		line := newLines(&jsonSyntax, &connFields, fuzzOptions(comm)).AppendConn(nil, &c)
 		assertOneLine(t, line)
 		var record map[string]any
 		qt.Assert(t, qt.IsNil(json.Unmarshal(line, &record)))
 		qt.Check(t, qt.HasLen(record["walk"].([]any), 5))
 
-		enc := csvEncoder{fuzzCgroup(comm), connFields}
+		enc := newLines(&csvSyntax, &connFields, fuzzOptions(comm))
 		line = enc.AppendConn(nil, &c)
 		assertOneLine(t, line)
 		rows, err := csv.NewReader(bytes.NewReader(append(enc.AppendHeader(nil), line...))).ReadAll()
@@ -143,7 +143,7 @@ func FuzzConn(f *testing.F) {
 			qt.Check(t, qt.Equals(rows[1][i] != "", known), qt.Commentf("%s", name))
 		}
 
-		assertOneLine(t, logfmtEncoder{fuzzCgroup(comm)}.AppendConn(nil, &c))
+		assertOneLine(t, newLines(&logfmtSyntax, &connFields, fuzzOptions(comm)).AppendConn(nil, &c))
 		for line := range bytes.Lines(newConnTable(Options{}).AppendConn(nil, &c)) {
 			assertOneLine(t, line)
 		}

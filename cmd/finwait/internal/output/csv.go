@@ -3,56 +3,18 @@ package output
 import (
 	"bytes"
 	"unicode/utf8"
-
-	"github.com/finwait/finwait/tracer"
 )
 
-// csvEncoder writes RFC 4180 with one difference: lines end with a newline
-// alone, as programs on this system expect. A field that is not known is empty.
-type csvEncoder struct {
-	cgroups cgroupLookup
-	fields  []field
-}
+// csvSyntax is RFC 4180 with one difference: lines end with a newline alone, as
+// programs on this system expect. A field that is not known is empty.
+var csvSyntax = syntax{end: "\n", named: true, column: csvColumn}
 
-func (e csvEncoder) AppendHeader(dst []byte) []byte {
-	for i, f := range e.fields {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = append(dst, fieldNames[f]...)
+func csvColumn(f *field) column {
+	c := column{after: newLabel(","), absent: ",", append: f.append}
+	if f.kind == text {
+		c.append = escaped(f, appendCSVText)
 	}
-	return append(dst, '\n')
-}
-
-func (e csvEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
-	r := e.cgroups.record(ev)
-	return appendCSV(dst, e.fields, &r)
-}
-
-func (e csvEncoder) AppendConn(dst []byte, c *tracer.Conn) []byte {
-	var ev tracer.Event
-	r := e.cgroups.conn(c, &ev)
-	return appendCSV(dst, e.fields, &r)
-}
-
-func appendCSV(dst []byte, fields []field, r *record) []byte {
-	for i, f := range fields {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		if f.known(r) {
-			dst = appendCSVValue(dst, f, r)
-		}
-	}
-	return append(dst, '\n')
-}
-
-func appendCSVValue(dst []byte, f field, r *record) []byte {
-	if f.text() {
-		var scratch [textRoom]byte
-		return appendCSVText(dst, f.append(scratch[:0], r))
-	}
-	return f.append(dst, r)
+	return c
 }
 
 // appendCSVText appends one cell of text that somebody else chose: escaped by

@@ -60,11 +60,11 @@ func fuzzEvent(comm, local, remote []byte, id, bits uint64, ns int64) tracer.Eve
 	return ev
 }
 
-// fuzzCgroup returns a cgroup whose container and pod have the fuzzer's name.
-func fuzzCgroup(name []byte) cgroupLookup {
-	return func(id uint64) (tracer.Cgroup, bool) {
+// fuzzOptions has a cgroup whose container and pod have the fuzzer's name.
+func fuzzOptions(name []byte) Options {
+	return Options{Cgroup: func(id uint64) (tracer.Cgroup, bool) {
 		return tracer.Cgroup{ID: id, ContainerID: string(name), PodUID: string(name)}, true
-	}
+	}}
 }
 
 // textFields are the fields that hold the fuzzer's bytes.
@@ -122,12 +122,27 @@ func assertOneLine(t *testing.T, line []byte) {
 	assertSafe(t, line[:len(line)-1])
 }
 
+// assertRemembers fails if enc, which has written ev as line, writes it in another
+// way later.
+func assertRemembers(t *testing.T, enc Encoder, ev *tracer.Event, line []byte) {
+	t.Helper()
+	other := *ev
+	other.Owner.SetComm("other")
+	other.Time = ev.Time.Add(time.Second)
+	for _, between := range []*tracer.Event{ev, &other} {
+		enc.AppendEvent(nil, between)
+		qt.Assert(t, qt.Equals(string(enc.AppendEvent(nil, ev)), string(line)))
+	}
+}
+
 func FuzzJSON(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, comm, local, remote []byte, id, bits uint64, ns int64) {
 		ev := fuzzEvent(comm, local, remote, id, bits, ns)
-		line := jsonEncoder{fuzzCgroup(comm)}.AppendEvent(nil, &ev)
+		enc := newLines(&jsonSyntax, &eventFields, fuzzOptions(comm))
+		line := enc.AppendEvent(nil, &ev)
 		assertOneLine(t, line)
+		assertRemembers(t, enc, &ev, line)
 
 		want := wantRecord(&ev, comm)
 		eachText(want, func(_, name string) string { return viaStd(t, name) })
@@ -168,10 +183,12 @@ func FuzzCSV(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, comm, local, remote []byte, id, bits uint64, ns int64) {
 		ev := fuzzEvent(comm, local, remote, id, bits, ns)
-		line := csvEncoder{fuzzCgroup(comm), eventFields}.AppendEvent(nil, &ev)
+		enc := newLines(&csvSyntax, &eventFields, fuzzOptions(comm))
+		line := enc.AppendEvent(nil, &ev)
 		assertOneLine(t, line)
+		assertRemembers(t, enc, &ev, line)
 
-		r := csv.NewReader(bytes.NewReader(append(csvEncoder{fields: eventFields}.AppendHeader(nil), line...)))
+		r := csv.NewReader(bytes.NewReader(append(enc.AppendHeader(nil), line...)))
 		rows, err := r.ReadAll()
 		qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", line))
 		qt.Assert(t, qt.HasLen(rows, 2))
@@ -200,8 +217,10 @@ func FuzzLogfmt(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, comm, local, remote []byte, id, bits uint64, ns int64) {
 		ev := fuzzEvent(comm, local, remote, id, bits, ns)
-		line := logfmtEncoder{fuzzCgroup(comm)}.AppendEvent(nil, &ev)
+		enc := newLines(&logfmtSyntax, &eventFields, fuzzOptions(comm))
+		line := enc.AppendEvent(nil, &ev)
 		assertOneLine(t, line)
+		assertRemembers(t, enc, &ev, line)
 
 		want := wantRecord(&ev, comm)
 		eachText(want, func(_, name string) string { return string([]rune(name)) }) // as JSON: U+FFFD for what is not UTF-8

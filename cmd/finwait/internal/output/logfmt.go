@@ -1,50 +1,22 @@
 package output
 
-import "github.com/finwait/finwait/tracer"
-
-// logfmtEncoder writes key=value pairs, one event a line. A value that holds
+// logfmtSyntax has key=value pairs, one event a line. A value that holds
 // anything else than plain letters is quoted, with the escapes of JSON.
-type logfmtEncoder struct{ cgroups cgroupLookup }
+var logfmtSyntax = syntax{end: "\n", column: logfmtColumn}
 
-func (logfmtEncoder) AppendHeader(dst []byte) []byte { return dst }
-
-func (e logfmtEncoder) AppendEvent(dst []byte, ev *tracer.Event) []byte {
-	r := e.cgroups.record(ev)
-	return appendLogfmt(dst, eventFields, &r)
+func logfmtColumn(f *field) column {
+	c := column{before: newLabel(f.name + "="), after: newLabel(" "), append: f.append}
+	if f.kind == text {
+		c.append = escaped(f, appendLogfmtText)
+	}
+	return c
 }
 
-func (e logfmtEncoder) AppendConn(dst []byte, c *tracer.Conn) []byte {
-	var ev tracer.Event
-	r := e.cgroups.conn(c, &ev)
-	return appendLogfmt(dst, connFields, &r)
-}
-
-func appendLogfmt(dst []byte, fields []field, r *record) []byte {
-	start := len(dst)
-	for _, f := range fields {
-		if !f.known(r) {
-			continue
-		}
-		if len(dst) > start {
-			dst = append(dst, ' ')
-		}
-		dst = append(dst, fieldNames[f]...)
-		dst = append(dst, '=')
-		dst = appendLogfmtValue(dst, f, r)
+func appendLogfmtText(dst, s []byte) []byte {
+	if isBare(s) {
+		return append(dst, s...)
 	}
-	return append(dst, '\n')
-}
-
-func appendLogfmtValue(dst []byte, f field, r *record) []byte {
-	if !f.text() {
-		return f.append(dst, r)
-	}
-	var scratch [textRoom]byte
-	text := f.append(scratch[:0], r)
-	if isBare(text) {
-		return append(dst, text...)
-	}
-	return appendJSONString(dst, text)
+	return appendJSONString(dst, s)
 }
 
 // isBare says whether s is a logfmt value without quotes.

@@ -9,7 +9,6 @@ package output
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -19,8 +18,8 @@ import (
 // Formats are the formats that New knows.
 var Formats = []string{"table", "json", "csv", "logfmt"}
 
-// Encoder appends events in one format. It holds nothing from one event to
-// the next and may be used by several goroutines at once, if Options.Cgroup may.
+// Encoder appends events in one format. It remembers how it has written what
+// comes again, so one goroutine at a time may use it.
 type Encoder interface {
 	// AppendHeader appends what comes before the first event, with its line
 	// end: the column names of table and csv, nothing for the others.
@@ -32,9 +31,10 @@ type Encoder interface {
 // Options are the choices that formats have.
 type Options struct {
 	// Cgroup says what is known of the cgroup of that id, as
-	// [tracer.Cgroups.Lookup] does. Every format but table asks it once for an
-	// event whose owner's cgroup is known, and has the container and the pod
-	// from it. nil means that nothing is known.
+	// [tracer.Cgroups.Lookup] does. Every format but table has the container
+	// and the pod from it. It is asked at every event whose owner's cgroup is
+	// known, as long as it does not answer ok: such an answer is remembered
+	// with the owner, and must stay true. nil means that nothing is known.
 	Cgroup func(id uint64) (cg tracer.Cgroup, ok bool)
 
 	// The others are for table.
@@ -51,20 +51,17 @@ type Options struct {
 
 // New returns the encoder of that format, one of Formats.
 func New(format string, opts Options) (Encoder, error) {
-	switch format {
-	case "table":
+	if format == "table" {
 		return newTable(opts), nil
-	case "json":
-		return jsonEncoder{opts.Cgroup}, nil
-	case "csv":
-		return csvEncoder{opts.Cgroup, eventFields}, nil
-	case "logfmt":
-		return logfmtEncoder{opts.Cgroup}, nil
 	}
-	return nil, errUnknownFormat(format)
+	s, err := syntaxOf(format)
+	if err != nil {
+		return nil, err
+	}
+	return newLines(s, &eventFields, opts), nil
 }
 
-// ConnEncoder is an Encoder of connections.
+// ConnEncoder is an Encoder of connections; one goroutine at a time may use it.
 type ConnEncoder interface {
 	// AppendHeader is that of Encoder.
 	AppendHeader(dst []byte) []byte
@@ -75,40 +72,27 @@ type ConnEncoder interface {
 
 // NewConns returns the encoder of connections of that format, one of Formats.
 func NewConns(format string, opts Options) (ConnEncoder, error) {
-	switch format {
-	case "table":
+	if format == "table" {
 		return newConnTable(opts), nil
+	}
+	s, err := syntaxOf(format)
+	if err != nil {
+		return nil, err
+	}
+	return newLines(s, &connFields, opts), nil
+}
+
+// syntaxOf returns the syntax of that format, one of Formats but for table.
+func syntaxOf(format string) (*syntax, error) {
+	switch format {
 	case "json":
-		return jsonEncoder{opts.Cgroup}, nil
+		return &jsonSyntax, nil
 	case "csv":
-		return csvEncoder{opts.Cgroup, connFields}, nil
+		return &csvSyntax, nil
 	case "logfmt":
-		return logfmtEncoder{opts.Cgroup}, nil
+		return &logfmtSyntax, nil
 	}
-	return nil, errUnknownFormat(format)
-}
-
-func errUnknownFormat(format string) error {
-	return fmt.Errorf("unknown format %q (want one of %s)", format, strings.Join(Formats, ", "))
-}
-
-// appendTime appends t as RFC 3339 in UTC with all nine digits of the
-// nanoseconds, so that times sort as text. The time package is quickest with
-// its own layout, which has none.
-func appendTime(dst []byte, t time.Time) []byte {
-	t = t.UTC()
-	dst = t.AppendFormat(dst, time.RFC3339)
-	dst[len(dst)-1] = '.' // was Z
-	ns := t.Nanosecond()
-	for unit := 100_000_000; unit > 0; unit /= 10 {
-		dst = append(dst, '0'+byte(ns/unit%10))
-	}
-	return append(dst, 'Z')
-}
-
-// appendAddr leaves a zone out: it is a name that somebody chose.
-func appendAddr(dst []byte, addr netip.Addr) []byte {
-	return addr.WithZone("").AppendTo(dst)
+	return nil, fmt.Errorf("unknown format %q (want one of %s)", format, strings.Join(Formats, ", "))
 }
 
 // hasRemote says whether ev has a remote address. A listener has none.
@@ -118,7 +102,3 @@ func hasRemote(ev *tracer.Event) bool {
 }
 
 func hasOwner(ev *tracer.Event) bool { return ev.Owner.Origin != tracer.OriginUnknown }
-
-func hasFamily(ev *tracer.Event) bool {
-	return ev.Family == tracer.FamilyIPv4 || ev.Family == tracer.FamilyIPv6
-}

@@ -2,6 +2,7 @@ package output
 
 import (
 	"flag"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -88,15 +89,53 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-func BenchmarkAppendEvent(b *testing.B) {
+// benchEvents are events that have everything, as a server sees them: of a few
+// processes and a thousand addresses, 30 microseconds apart.
+func benchEvents() []tracer.Event {
+	events := make([]tracer.Event, 1000)
+	for i := range events {
+		remote := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i % 7), byte(i * 31), byte(i * 17)}), uint16(32768+i))
+		ev := newEvent(tracer.StateTimeWait, tracer.StateClose, "192.168.100.200:443", remote.String())
+		ev.Cookie = uint64(5_000_000 + i)
+		ev.Dwell = time.Duration(60_000_000_000 + i*1037)
+		ev.Owner.PID, ev.Owner.Origin = uint32(4_194_000+i%5), tracer.OriginAccept
+		ev.Role, ev.Reason, ev.Side = tracer.RoleServer, tracer.ReasonExpired, tracer.SideLocal
+		events[i] = ev
+	}
+	return events
+}
+
+func BenchmarkEncodeEvent(b *testing.B) {
 	for _, format := range Formats {
 		b.Run(format, func(b *testing.B) {
 			enc := mustNew(b, format, Options{})
-			ev := newEvent(tracer.StateFinWait2, tracer.StateTimeWait, "192.168.100.200:48132", "10.0.0.1:443")
-			buf := enc.AppendEvent(nil, &ev)
+			events := benchEvents()
+			var buf []byte
 			b.ReportAllocs()
-			for b.Loop() {
-				buf = enc.AppendEvent(buf[:0], &ev)
+			for i := 0; b.Loop(); i++ {
+				ev := &events[i%len(events)]
+				ev.Time = testTime.Add(time.Duration(i) * 30 * time.Microsecond)
+				buf = enc.AppendEvent(buf[:0], ev)
+			}
+		})
+	}
+}
+
+func BenchmarkEncodeConn(b *testing.B) {
+	for _, format := range Formats {
+		b.Run(format, func(b *testing.B) {
+			enc := mustNewConns(b, format, Options{})
+			var conns []tracer.Conn
+			for _, ev := range benchEvents() {
+				conns = append(conns, newConn(ev))
+			}
+			var buf []byte
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				c := &conns[i%len(conns)]
+				c.End = testTime.Add(time.Duration(i) * 30 * time.Microsecond)
+				c.Start = c.End.Add(-5 * time.Millisecond)
+				buf = enc.AppendConn(buf[:0], c)
 			}
 		})
 	}

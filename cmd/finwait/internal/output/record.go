@@ -6,274 +6,238 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-// field is one field of the record that json, csv and logfmt share. The order
-// and the names are part of what users rely on.
-type field uint8
+// field is one field of the records that json, csv and logfmt share. Its name
+// and its place among the others are part of what users rely on.
+type field struct {
+	name string
+	kind kind
+	// append appends the value, as it was chosen if it is text, and nothing if
+	// it is not known. A field that is not known is left out (csv: left empty);
+	// it is never written as a zero.
+	append appender
+}
+
+type appender func(dst []byte, r *record) []byte
+
+// kind is what a value is, and so how a format has to write it.
+type kind uint8
 
 const (
-	fieldTime field = iota
-	fieldCookie
-	fieldNetns
-	fieldFamily
-	fieldLocalAddr
-	fieldLocalPort
-	fieldRemoteAddr
-	fieldRemotePort
-	fieldOldState
-	fieldNewState
-	fieldDwell
-	fieldPID
-	fieldComm
-	fieldUID
-	fieldCgroupID
-	fieldContainerID
-	fieldPodUID
-	fieldOwner
-	fieldRole
-	fieldReason
-	fieldSide
-	fieldEvidence
-	fieldStart
-	fieldDuration
-	fieldWalk
-	fieldBytesSent
-	fieldBytesReceived
-	fieldSegmentsSent
-	fieldSegmentsReceived
-	fieldRetransmits
-	fieldSRTT
-	fieldTimeWaitReason
-
-	numFields
+	// word needs no escaping in any format.
+	word kind = iota
+	// number is a JSON number, or true or false. Numbers of 64 bits are words,
+	// because JavaScript and jq keep 53 of them; times would need 104 days to
+	// get there, and bytes 8 petabytes.
+	number
+	// text was chosen by somebody else, so that it must be escaped.
+	text
+	// list is a walk, which is a word but in JSON.
+	list
 )
 
-// eventFields are the fields of a transition, in their order.
-var eventFields = []field{
-	fieldTime, fieldCookie, fieldNetns, fieldFamily, fieldLocalAddr, fieldLocalPort, fieldRemoteAddr, fieldRemotePort,
-	fieldOldState, fieldNewState, fieldDwell, fieldPID, fieldComm, fieldUID, fieldCgroupID, fieldContainerID, fieldPodUID,
-	fieldOwner, fieldRole, fieldReason, fieldSide, fieldEvidence,
+// The fields of a transition.
+var (
+	fieldTime       = &field{"time", word, appendEventTime}
+	fieldCookie     = &field{"cookie", word, func(dst []byte, r *record) []byte { return appendNonzero(dst, r.Cookie) }}
+	fieldNetns      = &field{"netns", number, func(dst []byte, r *record) []byte { return appendNonzero(dst, uint64(r.Netns)) }}
+	fieldFamily     = &field{"family", word, appendFamily}
+	fieldLocalAddr  = &field{"local_addr", word, appendLocalAddr}
+	fieldLocalPort  = &field{"local_port", number, func(dst []byte, r *record) []byte { return appendNonzero(dst, uint64(r.Local.Port())) }}
+	fieldRemoteAddr = &field{"remote_addr", word, appendRemoteAddr}
+	fieldRemotePort = &field{"remote_port", number, func(dst []byte, r *record) []byte { return appendNonzero(dst, uint64(r.Remote.Port())) }}
+	fieldOldState   = &field{"old_state", word, func(dst []byte, r *record) []byte { return append(dst, r.Old.String()...) }}
+	fieldNewState   = &field{"new_state", word, func(dst []byte, r *record) []byte { return append(dst, r.New.String()...) }}
+	fieldDwell      = &field{"dwell_ns", number, appendDwell}
+	fieldRole       = &field{"role", word, appendRole}
+	fieldReason     = &field{"reason", word, func(dst []byte, r *record) []byte { return appendReason(dst, r.Reason) }}
+	fieldSide       = &field{"side", word, appendSide}
+	fieldEvidence   = &field{"evidence", word, func(dst []byte, r *record) []byte { return append(dst, r.Evidence.String()...) }}
+)
+
+// Those of an owner.
+var (
+	fieldPID         = &field{"pid", number, ofOwner(func(dst []byte, r *record) []byte { return appendNonzero(dst, uint64(r.Owner.PID)) })}
+	fieldComm        = &field{"comm", text, ofOwner(func(dst []byte, r *record) []byte { return append(dst, r.Owner.Comm()...) })}
+	fieldUID         = &field{"uid", number, ofOwner(func(dst []byte, r *record) []byte { return strconv.AppendUint(dst, uint64(r.Owner.UID), 10) })}
+	fieldCgroupID    = &field{"cgroup_id", word, ofOwner(func(dst []byte, r *record) []byte { return appendNonzero(dst, r.Owner.CgroupID) })}
+	fieldContainerID = &field{"container_id", text, func(dst []byte, r *record) []byte { return append(dst, r.cgroup.ContainerID...) }}
+	fieldPodUID      = &field{"pod_uid", text, func(dst []byte, r *record) []byte { return append(dst, r.cgroup.PodUID...) }}
+	fieldOwner       = &field{"owner", word, func(dst []byte, r *record) []byte { return append(dst, r.Owner.Origin.String()...) }}
+)
+
+// Those of a connection alone.
+var (
+	fieldStart            = &field{"start", word, appendStart}
+	fieldDuration         = &field{"duration_ns", number, appendConnDuration}
+	fieldWalk             = &field{"walk", list, func(dst []byte, r *record) []byte { return appendWalk(dst, r.conn.Walk()) }}
+	fieldBytesSent        = &field{"bytes_sent", number, counted(func(c *tracer.Conn) uint64 { return c.BytesSent })}
+	fieldBytesReceived    = &field{"bytes_received", number, counted(func(c *tracer.Conn) uint64 { return c.BytesReceived })}
+	fieldSegmentsSent     = &field{"segments_sent", number, counted(func(c *tracer.Conn) uint64 { return uint64(c.SegmentsSent) })}
+	fieldSegmentsReceived = &field{"segments_received", number, counted(func(c *tracer.Conn) uint64 { return uint64(c.SegmentsReceived) })}
+	fieldRetransmits      = &field{"retransmits", number, counted(func(c *tracer.Conn) uint64 { return uint64(c.Retransmits) })}
+	fieldSRTT             = &field{"srtt_ns", number, appendSRTT}
+	fieldTimeWaitReason   = &field{"time_wait_reason", word, func(dst []byte, r *record) []byte { return appendReason(dst, r.conn.TimeWaitReason) }}
+)
+
+// fieldSet is the fields of a line, in their order.
+type fieldSet struct {
+	before []*field
+	// owner has those that the owner alone decides: how they are written is
+	// remembered.
+	owner []*field
+	after []*field
+}
+
+// ownerFields are the fields of an owner: the process, then where it runs.
+var ownerFields = []*field{fieldPID, fieldComm, fieldUID, fieldCgroupID, fieldContainerID, fieldPodUID, fieldOwner}
+
+// eventFields are the fields of a transition.
+var eventFields = fieldSet{
+	before: []*field{
+		fieldTime, fieldCookie, fieldNetns, fieldFamily, fieldLocalAddr, fieldLocalPort, fieldRemoteAddr, fieldRemotePort,
+		fieldOldState, fieldNewState, fieldDwell,
+	},
+	owner: ownerFields,
+	after: []*field{fieldRole, fieldReason, fieldSide, fieldEvidence},
 }
 
 // connFields are those of a connection.
-var connFields = []field{
-	fieldTime, fieldStart, fieldDuration, fieldCookie, fieldNetns, fieldFamily, fieldLocalAddr, fieldLocalPort,
-	fieldRemoteAddr, fieldRemotePort, fieldPID, fieldComm, fieldUID, fieldCgroupID, fieldContainerID, fieldPodUID,
-	fieldOwner, fieldRole, fieldWalk, fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived,
-	fieldRetransmits, fieldSRTT, fieldReason, fieldSide, fieldTimeWaitReason,
+var connFields = fieldSet{
+	before: []*field{
+		fieldTime, fieldStart, fieldDuration, fieldCookie, fieldNetns, fieldFamily, fieldLocalAddr, fieldLocalPort,
+		fieldRemoteAddr, fieldRemotePort,
+	},
+	owner: ownerFields,
+	after: []*field{
+		fieldRole, fieldWalk, fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived,
+		fieldRetransmits, fieldSRTT, fieldReason, fieldSide, fieldTimeWaitReason,
+	},
 }
 
-var fieldNames = [numFields]string{
-	fieldTime:        "time",
-	fieldCookie:      "cookie",
-	fieldNetns:       "netns",
-	fieldFamily:      "family",
-	fieldLocalAddr:   "local_addr",
-	fieldLocalPort:   "local_port",
-	fieldRemoteAddr:  "remote_addr",
-	fieldRemotePort:  "remote_port",
-	fieldOldState:    "old_state",
-	fieldNewState:    "new_state",
-	fieldDwell:       "dwell_ns",
-	fieldPID:         "pid",
-	fieldComm:        "comm",
-	fieldUID:         "uid",
-	fieldCgroupID:    "cgroup_id",
-	fieldContainerID: "container_id",
-	fieldPodUID:      "pod_uid",
-	fieldOwner:       "owner",
-	fieldRole:        "role",
-	fieldReason:      "reason",
-	fieldSide:        "side",
-	fieldEvidence:    "evidence",
-
-	fieldStart:            "start",
-	fieldDuration:         "duration_ns",
-	fieldWalk:             "walk",
-	fieldBytesSent:        "bytes_sent",
-	fieldBytesReceived:    "bytes_received",
-	fieldSegmentsSent:     "segments_sent",
-	fieldSegmentsReceived: "segments_received",
-	fieldRetransmits:      "retransmits",
-	fieldSRTT:             "srtt_ns",
-	fieldTimeWaitReason:   "time_wait_reason",
-}
-
-// record is an event with what is known of its owner's cgroup, or a connection
-// and an event that has what both have.
+// record is what a line tells: an event with what is known of its owner's
+// cgroup. A connection has an event too, with what both have, and so have stuck
+// sockets.
 type record struct {
 	*tracer.Event
 	conn   *tracer.Conn
+	stuck  *stuckEvent
 	cgroup tracer.Cgroup
+
+	times, starts clock
 }
 
-// cgroupLookup is Options.Cgroup.
-type cgroupLookup func(id uint64) (tracer.Cgroup, bool)
-
-// record returns the record of ev.
-func (lookup cgroupLookup) record(ev *tracer.Event) record {
-	r := record{Event: ev}
-	if lookup != nil && fieldCgroupID.known(&r) {
-		r.cgroup, _ = lookup(ev.Owner.CgroupID)
-	}
-	return r
-}
-
-// conn returns the record of c; ev is a place for what a connection has of an
-// event.
-func (lookup cgroupLookup) conn(c *tracer.Conn, ev *tracer.Event) record {
-	*ev = tracer.Event{
+// connEvent returns what a connection has of an event.
+func connEvent(c *tracer.Conn) tracer.Event {
+	return tracer.Event{
 		Time: c.End, Cookie: c.Cookie, Netns: c.Netns, Family: c.Family, Local: c.Local, Remote: c.Remote,
 		Owner: c.Owner, Role: c.Role, Reason: c.Reason, Side: c.Side,
 	}
-	r := lookup.record(ev)
-	r.conn = c
-	return r
 }
 
-// known says whether ev tells the field. A field that it does not tell is left
-// out (csv: left empty); it is never written as a zero.
-func (f field) known(ev *record) bool {
-	switch f {
-	case fieldTime:
-		return !ev.Time.IsZero()
-	case fieldCookie:
-		return ev.Cookie != 0
-	case fieldNetns:
-		return ev.Netns != 0
-	case fieldFamily:
-		return hasFamily(ev.Event)
-	case fieldLocalAddr:
-		return ev.Local.Addr().IsValid()
-	case fieldLocalPort:
-		return ev.Local.Port() != 0
-	case fieldRemoteAddr:
-		return hasRemote(ev.Event)
-	case fieldRemotePort:
-		return ev.Remote.Port() != 0
-	case fieldDwell:
-		return ev.DwellKnown
-	case fieldPID:
-		return hasOwner(ev.Event) && ev.Owner.PID != 0
-	case fieldComm:
-		return hasOwner(ev.Event) && len(ev.Owner.Comm()) != 0
-	case fieldUID:
-		return hasOwner(ev.Event)
-	case fieldCgroupID:
-		return hasOwner(ev.Event) && ev.Owner.CgroupID != 0
-	case fieldContainerID:
-		return ev.cgroup.ContainerID != ""
-	case fieldPodUID:
-		return ev.cgroup.PodUID != ""
-	case fieldRole:
-		return ev.Role != tracer.RoleUnknown
-	case fieldReason:
-		return ev.Reason != tracer.ReasonUnknown
-	case fieldSide:
-		return ev.Side != tracer.SideUnknown
-	case fieldStart, fieldDuration:
-		return !ev.conn.Start.IsZero()
-	case fieldWalk:
-		return len(ev.conn.Walk()) > 0
-	case fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived, fieldRetransmits:
-		return ev.conn.Counted
-	case fieldSRTT:
-		return ev.conn.Counted && ev.conn.SRTT > 0
-	case fieldTimeWaitReason:
-		return ev.conn.TimeWaitReason != tracer.ReasonUnknown
+// appendNonzero appends a number that is 0 if it is not known.
+func appendNonzero(dst []byte, n uint64) []byte {
+	if n == 0 {
+		return dst
 	}
-	return true
+	return strconv.AppendUint(dst, n, 10)
 }
 
-// number says whether the field is a JSON number. Those of 64 bits are
-// strings, because JavaScript and jq keep 53 of them; times would need 104 days
-// to get there, and bytes 8 petabytes.
-func (f field) number() bool {
-	switch f {
-	case fieldNetns, fieldLocalPort, fieldRemotePort, fieldDwell, fieldPID, fieldUID,
-		fieldDuration, fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived, fieldRetransmits, fieldSRTT:
-		return true
+func appendEventTime(dst []byte, r *record) []byte {
+	if r.Time.IsZero() {
+		return dst
 	}
-	return false
+	return r.times.append(dst, r.Time)
 }
 
-// text says whether somebody else chose the field's value, so that it must be
-// escaped.
-func (f field) text() bool {
-	switch f {
-	case fieldComm, fieldContainerID, fieldPodUID:
-		return true
+func appendFamily(dst []byte, r *record) []byte {
+	if r.Family != tracer.FamilyIPv4 && r.Family != tracer.FamilyIPv6 {
+		return dst
 	}
-	return false
+	return append(dst, r.Family.String()...)
 }
 
-// textRoom is the longest text of a record: the name of a cgroup.
-const textRoom = 255
-
-// append appends the field's value. It needs no escaping in any format, unless
-// it is text, which is appended as it was chosen.
-func (f field) append(dst []byte, ev *record) []byte {
-	switch f {
-	case fieldTime:
-		return appendTime(dst, ev.Time)
-	case fieldCookie:
-		return strconv.AppendUint(dst, ev.Cookie, 10)
-	case fieldNetns:
-		return strconv.AppendUint(dst, uint64(ev.Netns), 10)
-	case fieldLocalAddr:
-		return appendAddr(dst, ev.Local.Addr())
-	case fieldLocalPort:
-		return strconv.AppendUint(dst, uint64(ev.Local.Port()), 10)
-	case fieldRemoteAddr:
-		return appendAddr(dst, ev.Remote.Addr())
-	case fieldRemotePort:
-		return strconv.AppendUint(dst, uint64(ev.Remote.Port()), 10)
-	case fieldDwell:
-		return strconv.AppendInt(dst, ev.Dwell.Nanoseconds(), 10)
-	case fieldPID:
-		return strconv.AppendUint(dst, uint64(ev.Owner.PID), 10)
-	case fieldComm:
-		return append(dst, ev.Owner.Comm()...)
-	case fieldUID:
-		return strconv.AppendUint(dst, uint64(ev.Owner.UID), 10)
-	case fieldCgroupID:
-		return strconv.AppendUint(dst, ev.Owner.CgroupID, 10)
-	case fieldContainerID:
-		return append(dst, ev.cgroup.ContainerID...)
-	case fieldPodUID:
-		return append(dst, ev.cgroup.PodUID...)
+func appendLocalAddr(dst []byte, r *record) []byte {
+	if !r.Local.Addr().IsValid() {
+		return dst
 	}
-	if ev.conn != nil {
-		return f.appendConn(dst, ev)
-	}
-	return append(dst, f.word(ev)...)
+	return appendAddr(dst, r.Local.Addr())
 }
 
-// appendConn is append for the fields of a connection alone.
-func (f field) appendConn(dst []byte, r *record) []byte {
-	c := r.conn
-	switch f {
-	case fieldStart:
-		return appendTime(dst, c.Start)
-	case fieldDuration:
-		return strconv.AppendInt(dst, c.End.Sub(c.Start).Nanoseconds(), 10)
-	case fieldWalk:
-		return appendWalk(dst, c.Walk())
-	case fieldBytesSent:
-		return strconv.AppendUint(dst, c.BytesSent, 10)
-	case fieldBytesReceived:
-		return strconv.AppendUint(dst, c.BytesReceived, 10)
-	case fieldSegmentsSent:
-		return strconv.AppendUint(dst, uint64(c.SegmentsSent), 10)
-	case fieldSegmentsReceived:
-		return strconv.AppendUint(dst, uint64(c.SegmentsReceived), 10)
-	case fieldRetransmits:
-		return strconv.AppendUint(dst, uint64(c.Retransmits), 10)
-	case fieldSRTT:
-		return strconv.AppendInt(dst, c.SRTT.Nanoseconds(), 10)
-	case fieldTimeWaitReason:
-		return append(dst, c.TimeWaitReason.String()...)
+func appendRemoteAddr(dst []byte, r *record) []byte {
+	if !hasRemote(r.Event) {
+		return dst
 	}
-	return append(dst, f.word(r)...)
+	return appendAddr(dst, r.Remote.Addr())
+}
+
+func appendDwell(dst []byte, r *record) []byte {
+	if !r.DwellKnown {
+		return dst
+	}
+	return strconv.AppendInt(dst, r.Dwell.Nanoseconds(), 10)
+}
+
+func appendRole(dst []byte, r *record) []byte {
+	if r.Role == tracer.RoleUnknown {
+		return dst
+	}
+	return append(dst, r.Role.String()...)
+}
+
+func appendReason(dst []byte, reason tracer.Reason) []byte {
+	if reason == tracer.ReasonUnknown {
+		return dst
+	}
+	return append(dst, reason.String()...)
+}
+
+func appendSide(dst []byte, r *record) []byte {
+	if r.Side == tracer.SideUnknown {
+		return dst
+	}
+	return append(dst, r.Side.String()...)
+}
+
+// ofOwner keeps what value appends to records whose owner is known: of the
+// others nothing in the owner is valid.
+func ofOwner(value appender) appender {
+	return func(dst []byte, r *record) []byte {
+		if !hasOwner(r.Event) {
+			return dst
+		}
+		return value(dst, r)
+	}
+}
+
+func appendStart(dst []byte, r *record) []byte {
+	if r.conn.Start.IsZero() {
+		return dst
+	}
+	return r.starts.append(dst, r.conn.Start)
+}
+
+func appendConnDuration(dst []byte, r *record) []byte {
+	if r.conn.Start.IsZero() {
+		return dst
+	}
+	return strconv.AppendInt(dst, r.conn.End.Sub(r.conn.Start).Nanoseconds(), 10)
+}
+
+// counted returns what appends one of the kernel's own numbers of a connection.
+func counted(value func(c *tracer.Conn) uint64) appender {
+	return func(dst []byte, r *record) []byte {
+		if !r.conn.Counted {
+			return dst
+		}
+		return strconv.AppendUint(dst, value(r.conn), 10)
+	}
+}
+
+func appendSRTT(dst []byte, r *record) []byte {
+	if !r.conn.Counted || r.conn.SRTT <= 0 {
+		return dst
+	}
+	return strconv.AppendInt(dst, r.conn.SRTT.Nanoseconds(), 10)
 }
 
 // appendWalk appends SYN_SENT:95000;ESTABLISHED:3200000000;LAST_ACK, with the
@@ -290,27 +254,4 @@ func appendWalk(dst []byte, walk []tracer.Visit) []byte {
 		}
 	}
 	return dst
-}
-
-// word returns the value of a field that is one of a few fixed words.
-func (f field) word(ev *record) string {
-	switch f {
-	case fieldFamily:
-		return ev.Family.String()
-	case fieldOldState:
-		return ev.Old.String()
-	case fieldNewState:
-		return ev.New.String()
-	case fieldOwner:
-		return ev.Owner.Origin.String()
-	case fieldRole:
-		return ev.Role.String()
-	case fieldReason:
-		return ev.Reason.String()
-	case fieldSide:
-		return ev.Side.String()
-	case fieldEvidence:
-		return ev.Evidence.String()
-	}
-	return ""
 }
