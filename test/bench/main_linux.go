@@ -41,9 +41,13 @@ func run() error {
 		names    = flag.String("patterns", "close", "`patterns` of load, with commas between, or all: "+strings.Join(patternNames(), ", "))
 		only     = flag.String("tools", "", "`tools` to measure, with commas between (default all)")
 		jsonFile = flag.String("json", "", "also write the results to this `file`")
+		from     = flag.String("from", "", "write a report on the results that an earlier run wrote to this `file`, for a document, and measure nothing")
 		loadOnly = flag.Bool("load", false, "only make the load, for one spell of each pattern, and say how fast it was")
 	)
 	flag.Parse()
+	if *from != "" {
+		return document(*from)
+	}
 	chosen, err := choosePatterns(*names)
 	if err != nil {
 		return err
@@ -82,15 +86,28 @@ func run() error {
 		}
 		report.Patterns = append(report.Patterns, summarize(p, series))
 	}
-	report.print(os.Stdout)
-	if *jsonFile == "" {
-		return nil
+	if err := report.print(os.Stdout); err != nil || *jsonFile == "" {
+		return err
 	}
 	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(*jsonFile, append(text, '\n'), 0o644)
+}
+
+// document reports on an earlier run.
+func document(jsonFile string) error {
+	text, err := os.ReadFile(jsonFile)
+	if err != nil {
+		return err
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("%s: %w", jsonFile, err)
+	}
+	r.markdown(os.Stdout)
+	return nil
 }
 
 // load makes the load for someone else to measure.

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -121,30 +120,61 @@ func (s *series) summarize(without []measurement, eventsPerConnection float64) t
 }
 
 // print writes a table for each pattern.
-func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "Linux %s, %d CPUs; median of %d rounds (least to most)\n", r.Kernel, r.CPUs, r.Rounds)
+func (r *report) print(w io.Writer) error {
+	fmt.Fprintln(w, r.headline())
 	for i := range r.Patterns {
 		p := &r.Patterns[i]
-		fmt.Fprintf(w, "\n%s: %.1f events a connection\n", p.Pattern, p.EventsPerConnection)
+		fmt.Fprintf(w, "\n%s\n", p.headline())
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		columns := []string{"TOOL", "CONNECTIONS/S", "OF NOTHING'S", "BPF NS/EVENT", "PRINTED", "LOST", "CPU US/PRINTED", "PEAK MIB"}
-		fmt.Fprintln(table, strings.Join(columns, "\t"))
-		for _, t := range p.Tools {
-			fmt.Fprintln(table, strings.Join([]string{
-				t.Tool,
-				t.ConnectionsPerSecond.format("%.0f", 1),
-				t.RateRatio.format("%.1f %%", 100),
-				t.BPFNanoseconds.format("%.0f", 1),
-				t.Printed.format("%.0f", 1),
-				t.Lost.format("%.1f %%", 100),
-				t.CPUMicroseconds.format("%.2f", 1),
-				t.PeakMemory.format("%.0f", 1.0/(1<<20)),
-			}, "\t"))
+		for _, row := range p.rows() {
+			fmt.Fprintln(table, strings.Join(row, "\t"))
 		}
 		if err := table.Flush(); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
+			return err
 		}
 	}
+	return nil
+}
+
+// markdown writes the same for documents.
+func (r *report) markdown(w io.Writer) {
+	fmt.Fprintln(w, r.headline()+".")
+	for i := range r.Patterns {
+		p := &r.Patterns[i]
+		fmt.Fprintf(w, "\n%s.\n\n", p.headline())
+		for i, row := range p.rows() {
+			fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | "))
+			if i == 0 {
+				fmt.Fprintf(w, "|%s\n", strings.Repeat("---|", len(row)))
+			}
+		}
+	}
+}
+
+func (r *report) headline() string {
+	return fmt.Sprintf("Linux %s, %d CPUs; median of %d rounds (least to most)", r.Kernel, r.CPUs, r.Rounds)
+}
+
+func (p *patternReport) headline() string {
+	return fmt.Sprintf("%s: %.1f events a connection", p.Pattern, p.EventsPerConnection)
+}
+
+// rows returns the table of the pattern, with its head.
+func (p *patternReport) rows() [][]string {
+	rows := [][]string{{"tool", "connections/s", "of nothing's", "BPF ns/event", "printed", "lost", "CPU µs/printed", "peak MiB"}}
+	for _, t := range p.Tools {
+		rows = append(rows, []string{
+			t.Tool,
+			t.ConnectionsPerSecond.format("%.0f", 1),
+			t.RateRatio.format("%.1f %%", 100),
+			t.BPFNanoseconds.format("%.0f", 1),
+			t.Printed.format("%.0f", 1),
+			t.Lost.format("%.1f %%", 100),
+			t.CPUMicroseconds.format("%.2f", 1),
+			t.PeakMemory.format("%.0f", 1.0/(1<<20)),
+		})
+	}
+	return rows
 }
 
 // format writes the numbers in a unit of which one is 1/scale; - for none.
