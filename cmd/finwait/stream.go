@@ -71,8 +71,8 @@ func parseEvidence(flags *pflag.FlagSet, word string) (tracer.Evidence, error) {
 	return 0, nil
 }
 
-// newTracer starts tracing. What is wrong with the options is a usage error.
-func newTracer(opts *tracer.Options) (*tracer.Tracer, error) {
+// openTracer starts tracing. What is wrong with the options is a usage error.
+func openTracer(opts *tracer.Options) (*tracer.Tracer, error) {
 	t, err := tracer.New(opts)
 	var mistake *tracer.OptionsError
 	if errors.As(err, &mistake) {
@@ -99,11 +99,11 @@ func runStream[T any](cmd *cobra.Command, flags *streamFlags, opts *tracer.Optio
 	if err != nil {
 		return err
 	}
-	t, err := newTracer(opts)
+	t, done, err := newTracer(cmd.Context(), opts)
 	if err != nil {
 		return err
 	}
-	defer t.Close()
+	defer done()
 	stderr := cmd.ErrOrStderr()
 	announce(stderr, t)
 	if noCgroups != nil && flags.format != "table" {
