@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
@@ -149,17 +150,20 @@ func testTracer(tb testing.TB, objs *bpfTestObjects) *Tracer {
 		Maps:     map[string]*ebpf.Map{"matrix": objs.Matrix, "ledger": objs.Ledger},
 		Programs: map[string]*ebpf.Program{statePrograms[0]: objs.RunEmit}, // for its statistics
 	}
-	t := &Tracer{coll: coll, events: reader}
+	t := &Tracer{coll: coll, events: &ring{Reader: reader, name: "events", used: true}, conns: &ring{}}
 	t.detached.Store(true) // Events ends when it has read all
 	return t
 }
 
-// What does not fit into the ring is lost, counted, and in the matrix.
+// What does not fit into the ring is lost, counted, and in the matrix. The
+// high-water mark is what fits, before it is read and after.
 func TestRingFull(t *testing.T) {
 	objs := loadTest(t, Filter{}, 4096)
 	tracer := testTracer(t, objs)
 	const emitted = 1009
 	emitTimes(t, objs, emitted)
+	full := tracer.ringStats()
+	tracer.events.highWater.Store(0) // for the reader to find out by itself
 	var read uint64
 	for ev, err := range tracer.Events(context.Background()) {
 		qt.Assert(t, qt.IsNil(err))
@@ -173,6 +177,9 @@ func TestRingFull(t *testing.T) {
 	qt.Check(t, qt.Equals(l.Emitted+l.RingFull, emitted))
 	qt.Check(t, qt.Equals(l.RingFull, l.Lost()))
 	qt.Check(t, qt.IsTrue(l.RingFull > 900), qt.Commentf("%d", l.RingFull))
+	size := uint64(unsafe.Sizeof(bpfFinwaitEvent{})) + ringbufHeader
+	qt.Check(t, qt.DeepEquals(full, []RingStats{{"events", 4096, l.Emitted * size}}))
+	qt.Check(t, qt.DeepEquals(tracer.ringStats(), full))
 }
 
 // From the ring to the caller, events cost no allocation.

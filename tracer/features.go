@@ -139,6 +139,9 @@ type Stats struct {
 	Programs []ProgramStats
 	// Maps are those that are there, in the order of their names.
 	Maps []MapStats
+	// Rings are the ring buffers that are used: of transitions unless
+	// Options.NoTransitions, and of connections if Options.Conns.
+	Rings []RingStats
 }
 
 // MapMemory returns the kernel memory of all maps in bytes. known is false if
@@ -178,4 +181,19 @@ type MapStats struct {
 	// MemoryKnown: before Linux 6.4 the kernel does not tell it of every kind.
 	Memory      uint64
 	MemoryKnown bool
+}
+
+// RingStats says how full a ring buffer has been. The kernel loses what finds
+// no room; the ledger counts it.
+type RingStats struct {
+	// Name is events for that of [Tracer.Events] and conns for that of
+	// [Tracer.Conns].
+	Name string
+	// Size is how many bytes there is room for.
+	Size uint64
+	// HighWater is the most bytes that waited to be read at a time, the
+	// headers of the records included, as the reader saw it: it looks
+	// whenever it reads a record, and [Tracer.Stats] does when it is called.
+	// Records that come while the reader is asleep count when it wakes.
+	HighWater uint64
 }

@@ -224,7 +224,7 @@ var sections = sync.OnceValues(func() (map[string]string, error) {
 })
 
 // Stats returns what each program and map of the tracer has cost so far, those
-// of its iterators too. It asks the kernel once for each; the numbers are not
+// of its iterators too, and how full its ring buffers have been. It asks the kernel once for each; the numbers are not
 // of one instant. It may be called after Detach.
 //
 // Run counts and times stay at 0 while the kernel keeps no statistics: see
@@ -234,7 +234,7 @@ func (t *Tracer) Stats() (*Stats, error) {
 	if err != nil {
 		return nil, err
 	}
-	stats := &Stats{}
+	stats := &Stats{Rings: t.ringStats()}
 	for name, program := range t.coll.Programs {
 		s, err := program.Stats()
 		if err != nil {

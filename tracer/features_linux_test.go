@@ -173,6 +173,9 @@ func TestStats(t *testing.T) {
 	for _, name := range statePrograms {
 		qt.Check(t, qt.IsTrue(has(name)), qt.Commentf(name))
 	}
+	qt.Assert(t, qt.HasLen(stats.Rings, 1))
+	qt.Check(t, qt.Equals(stats.Rings[0].Name, "events"))
+	qt.Check(t, qt.Equals(stats.Rings[0].Size, defaultEventBuffer))
 	qt.Assert(t, qt.IsNil(tr.Detach()))
 	_, err = tr.Stats()
 	qt.Assert(t, qt.IsNil(err))

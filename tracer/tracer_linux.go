@@ -38,8 +38,8 @@ type Tracer struct {
 	coll    *ebpf.Collection
 	tier    tier
 	profile *ProfileOptions // nil if none is kept
-	events  *ringbuf.Reader // of transitions
-	conns   *ringbuf.Reader // of connections that have ended
+	events  *ring           // of transitions
+	conns   *ring           // of connections that have ended
 	decode  atomic.Uint64
 
 	// watching is the kernel's count of mini-sockets that need a sweep.
@@ -97,6 +97,8 @@ func start(opts *Options, with tier, k *kernel) (*Tracer, error) {
 		return nil, err
 	}
 	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
+	t.events = &ring{name: "events", used: !opts.NoTransitions && !opts.CountersOnly}
+	t.conns = &ring{name: "conns", used: opts.Conns != nil}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	t.auditor.init(t)
 	if opts.CountersOnly {
@@ -123,11 +125,11 @@ func (t *Tracer) attach() error {
 	if err = t.profile.makeOthers(t.coll.Maps[profileMap]); err != nil {
 		return err
 	}
-	if t.events, err = ringbuf.NewReader(t.coll.Maps["events"]); err != nil {
-		return fmt.Errorf("open ring buffer: %w", err)
+	if err = t.events.open(t.coll.Maps["events"]); err != nil {
+		return err
 	}
-	if t.conns, err = ringbuf.NewReader(t.coll.Maps["ended"]); err != nil {
-		return fmt.Errorf("open ring buffer: %w", err)
+	if err = t.conns.open(t.coll.Maps["ended"]); err != nil {
+		return err
 	}
 	for program, m := range auditPrograms {
 		if err := t.attachIter(program, t.coll.Maps[m]); err != nil {
@@ -190,7 +192,7 @@ func (t *Tracer) Events(ctx context.Context) iter.Seq2[*Event, error] {
 }
 
 // stream yields what decode makes of the records of a ring buffer.
-func stream[T any](ctx context.Context, t *Tracer, reader *ringbuf.Reader, decode func(*T, []byte, *clock) bool) iter.Seq2[*T, error] {
+func stream[T any](ctx context.Context, t *Tracer, reader *ring, decode func(*T, []byte, *clock) bool) iter.Seq2[*T, error] {
 	return func(yield func(*T, error) bool) {
 		defer context.AfterFunc(ctx, func() { reader.Flush() })()
 		if t.detached.Load() {
@@ -225,6 +227,7 @@ func stream[T any](ctx context.Context, t *Tracer, reader *ringbuf.Reader, decod
 				reader.SetDeadline(lookAgain(awake))
 			}
 			read = true
+			reader.took(&record)
 			if !decode(&item, record.RawSample, &clock) {
 				t.decode.Add(1)
 				continue
@@ -257,7 +260,7 @@ func (t *Tracer) Pending() bool { return t.pending(t.events) }
 // PendingConns is the same of Conns.
 func (t *Tracer) PendingConns() bool { return t.pending(t.conns) }
 
-func (t *Tracer) pending(reader *ringbuf.Reader) bool {
+func (t *Tracer) pending(reader *ring) bool {
 	t.closing.RLock()
 	defer t.closing.RUnlock()
 	return !t.closed && reader.AvailableBytes() > 0
@@ -434,8 +437,8 @@ func (t *Tracer) detach() error {
 }
 
 // readers returns those that are open.
-func (t *Tracer) readers() []*ringbuf.Reader {
-	return slices.DeleteFunc([]*ringbuf.Reader{t.events, t.conns}, func(r *ringbuf.Reader) bool { return r == nil })
+func (t *Tracer) readers() []*ring {
+	return slices.DeleteFunc([]*ring{t.events, t.conns}, func(r *ring) bool { return r.Reader == nil })
 }
 
 // awaitPrograms waits until no program runs that was started before: taking one

@@ -39,10 +39,23 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	stats := newSelfStats(root, stderr)
 	started := false
-	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	root.PersistentPreRun = func(*cobra.Command, []string) {
+		started = true
+		stats.start()
+	}
 
-	command, err := root.ExecuteContextC(ctx)
+	command, err := root.ExecuteContextC(stats.context(ctx))
+	code := report(stderr, command, started, err)
+	if started && code != exitUsage {
+		stats.end()
+	}
+	return code
+}
+
+// report says what has become of the command, and returns the exit code.
+func report(stderr io.Writer, command *cobra.Command, started bool, err error) int {
 	var usage *usageError
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE):

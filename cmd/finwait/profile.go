@@ -128,11 +128,11 @@ func runProfile(cmd *cobra.Command, flags *profileFlags) error {
 	if err != nil {
 		return err
 	}
-	t, err := newTracer(opts)
+	t, done, err := newTracer(cmd.Context(), opts)
 	if err != nil {
 		return err
 	}
-	defer t.Close()
+	defer done()
 	announce(cmd.ErrOrStderr(), t)
 	p := newProfiler(cmd, flags, t)
 	err = errors.Join(p.run(cmd.Context(), flags.duration), t.Detach())

@@ -72,11 +72,11 @@ func parseEvidence(flags *pflag.FlagSet, word string) (tracer.Evidence, error) {
 	return 0, nil
 }
 
-// newTracer starts tracing. What is wrong with the options is a usage error.
+// openTracer starts tracing. What is wrong with the options is a usage error.
 //
 // To load programs takes more memory than all that comes after it, and so it is
 // given back sooner than Go would.
-func newTracer(opts *tracer.Options) (*tracer.Tracer, error) {
+func openTracer(opts *tracer.Options) (*tracer.Tracer, error) {
 	const soon = 30 // percent more than what is in use
 	percent := debug.SetGCPercent(soon)
 	t, err := tracer.New(opts)
@@ -107,11 +107,11 @@ func runStream[T any](cmd *cobra.Command, flags *streamFlags, opts *tracer.Optio
 	if err != nil {
 		return err
 	}
-	t, err := newTracer(opts)
+	t, done, err := newTracer(cmd.Context(), opts)
 	if err != nil {
 		return err
 	}
-	defer t.Close()
+	defer done()
 	stderr := cmd.ErrOrStderr()
 	announce(stderr, t)
 	if noCgroups != nil && flags.format != "table" {

@@ -162,11 +162,11 @@ type looker struct {
 
 func (l *looker) run(ctx context.Context) error {
 	defer func() { _ = l.cgroups.Close() }()
-	t, err := newTracer(&l.opts)
+	t, done, err := newTracer(ctx, &l.opts)
 	if err != nil {
 		return err
 	}
-	defer t.Close()
+	defer done()
 	if l.interval > 0 {
 		return l.repeat(ctx, t)
 	}
