@@ -13,12 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// header is how every report begins.
+type header struct {
+	Time   time.Time `json:"time"`
+	Kernel string    `json:"kernel"`
+	CPUs   int       `json:"cpus"`
+	Rounds int       `json:"rounds"`
+}
+
 // report is what is written as JSON. A number that was not measured is null.
 type report struct {
-	Time     time.Time       `json:"time"`
-	Kernel   string          `json:"kernel"`
-	CPUs     int             `json:"cpus"`
-	Rounds   int             `json:"rounds"`
+	header
 	SpellSec float64         `json:"spell_seconds"`
 	Patterns []patternReport `json:"patterns"`
 }
@@ -54,17 +59,21 @@ type spread struct {
 	Most   float64 `json:"most"`
 }
 
-func newReport(rounds int, spell time.Duration) *report {
+func newHeader(rounds int) header {
 	var uname unix.Utsname
 	_ = unix.Uname(&uname)
-	return &report{
+	return header{
 		Time: time.Now().UTC().Truncate(time.Second), Kernel: unix.ByteSliceToString(uname.Release[:]),
-		CPUs: runtime.NumCPU(), Rounds: rounds, SpellSec: spell.Seconds(),
+		CPUs: runtime.NumCPU(), Rounds: rounds,
 	}
 }
 
+func (h *header) print(w io.Writer) {
+	fmt.Fprintf(w, "Linux %s, %d CPUs; median of %d rounds (least to most)\n", h.Kernel, h.CPUs, h.Rounds)
+}
+
 // over returns the spread of f over the rounds, nil if f has no number for one.
-func over(rounds []measurement, f func(round int, m *measurement) (float64, bool)) *spread {
+func over[M any](rounds []M, f func(round int, m *M) (float64, bool)) *spread {
 	var values []float64
 	for i := range rounds {
 		value, ok := f(i, &rounds[i])
@@ -122,7 +131,7 @@ func (s *series) summarize(without []measurement, eventsPerConnection float64) t
 
 // print writes a table for each pattern.
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "Linux %s, %d CPUs; median of %d rounds (least to most)\n", r.Kernel, r.CPUs, r.Rounds)
+	r.header.print(w)
 	for i := range r.Patterns {
 		p := &r.Patterns[i]
 		fmt.Fprintf(w, "\n%s: %.1f events a connection\n", p.Pattern, p.EventsPerConnection)
