@@ -70,20 +70,26 @@ fuzz: ## Fuzz everything that parses, FUZZTIME each
 		done; \
 	done
 
-bench: bench-events bench-micro ## Run all benchmarks (root, and nothing else going on)
+bench: bench-events bench-census bench-micro ## Run all benchmarks (root, and nothing else going on)
 
 bench-events: build ## Measure what finwait and other tracers cost under load (Debian, root)
 	./test/install.sh libbpf-tools bpftrace util-linux
 	go run ./test/bench -finwait ./finwait $(BENCHFLAGS)
+
+bench-census: build ## Measure finwait count, netstat and ss on up to a million sockets (Debian, root)
+	./test/install.sh net-tools iproute2
+	go run ./test/bench -census -finwait ./finwait $(CENSUSFLAGS)
 
 bench-micro: ## Run the Go benchmarks (root for those of the kernel side)
 	go test -p 1 -run '^$$' -bench . -benchmem ./...
 
 bench-smoke: build ## Run every benchmark once, so that they stay alive
 	go run ./test/bench -finwait ./finwait -rounds 1 -spell 200ms -patterns all -tools 'finwait trace'
+	./test/install.sh net-tools iproute2
+	go run ./test/bench -census -finwait ./finwait -rounds 1 -sizes 100
 	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 
 clean: ## Remove what was built
 	rm -f finwait
 
-.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell lint fmt generate check-generate fuzz bench bench-events bench-micro bench-smoke clean
+.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell lint fmt generate check-generate fuzz bench bench-events bench-census bench-micro bench-smoke clean

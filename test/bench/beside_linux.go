@@ -28,6 +28,14 @@ func (fds idle) Close() error {
 	return nil
 }
 
+// openBeside opens what is to be there beside the load of the pattern.
+func (p *pattern) openBeside() (idle, error) {
+	if p.beside == nil {
+		return nil, nil
+	}
+	return p.beside()
+}
+
 // inNamespace calls f in a new network namespace, in a thread of its own.
 func inNamespace(f func() error) error {
 	done := make(chan error)

@@ -2,22 +2,13 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"runtime"
 	"slices"
 	"strings"
-	"text/tabwriter"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // report is what is written as JSON. A number that was not measured is null.
 type report struct {
-	Time     time.Time       `json:"time"`
-	Kernel   string          `json:"kernel"`
-	CPUs     int             `json:"cpus"`
-	Rounds   int             `json:"rounds"`
+	header
 	SpellSec float64         `json:"spell_seconds"`
 	Patterns []patternReport `json:"patterns"`
 }
@@ -53,17 +44,8 @@ type spread struct {
 	Most   float64 `json:"most"`
 }
 
-func newReport(rounds int, spell time.Duration) *report {
-	var uname unix.Utsname
-	_ = unix.Uname(&uname)
-	return &report{
-		Time: time.Now().UTC().Truncate(time.Second), Kernel: unix.ByteSliceToString(uname.Release[:]),
-		CPUs: runtime.NumCPU(), Rounds: rounds, SpellSec: spell.Seconds(),
-	}
-}
-
 // over returns the spread of f over the rounds, nil if f has no number for one.
-func over(rounds []measurement, f func(round int, m *measurement) (float64, bool)) *spread {
+func over[M any](rounds []M, f func(round int, m *M) (float64, bool)) *spread {
 	var values []float64
 	for i := range rounds {
 		value, ok := f(i, &rounds[i])
@@ -119,44 +101,13 @@ func (s *series) summarize(without []measurement, eventsPerConnection float64) t
 	}
 }
 
-// print writes a table for each pattern.
-func (r *report) print(w io.Writer) error {
-	fmt.Fprintln(w, r.headline())
+func (r *report) sections() (sections []section) {
 	for i := range r.Patterns {
 		p := &r.Patterns[i]
-		fmt.Fprintf(w, "\n%s\n", p.headline())
-		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		for _, row := range p.rows() {
-			fmt.Fprintln(table, strings.Join(row, "\t"))
-		}
-		if err := table.Flush(); err != nil {
-			return err
-		}
+		title := fmt.Sprintf("%s: %.1f events a connection", p.Pattern, p.EventsPerConnection)
+		sections = append(sections, section{title, p.rows()})
 	}
-	return nil
-}
-
-// markdown writes the same for documents.
-func (r *report) markdown(w io.Writer) {
-	fmt.Fprintln(w, r.headline()+".")
-	for i := range r.Patterns {
-		p := &r.Patterns[i]
-		fmt.Fprintf(w, "\n%s.\n\n", p.headline())
-		for i, row := range p.rows() {
-			fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | "))
-			if i == 0 {
-				fmt.Fprintf(w, "|%s\n", strings.Repeat("---|", len(row)))
-			}
-		}
-	}
-}
-
-func (r *report) headline() string {
-	return fmt.Sprintf("Linux %s, %d CPUs; median of %d rounds (least to most)", r.Kernel, r.CPUs, r.Rounds)
-}
-
-func (p *patternReport) headline() string {
-	return fmt.Sprintf("%s: %.1f events a connection", p.Pattern, p.EventsPerConnection)
+	return sections
 }
 
 // rows returns the table of the pattern, with its head.
