@@ -4,9 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -87,38 +86,77 @@ func pass(from, to int) error {
 	return err
 }
 
-// run makes connections on every CPU for that long, and returns how many, and how
-// long it took.
-func (p *pattern) run(spell time.Duration) (connections uint64, took time.Duration, err error) {
-	var (
-		made   atomic.Uint64
-		ready  sync.WaitGroup
-		begin  = make(chan bool)
-		ended  = make(chan error)
-		cpus   = runtime.NumCPU()
-		failed []error
-	)
-	ready.Add(cpus)
+// load makes connections on every CPU, each in a network namespace of its own. What
+// is left of them in TIME_WAIT stays for as long as the load is open: to end it is
+// work, which must not fall into another's measurement.
+type load struct {
+	workers []chan time.Duration // each takes how long to work
+	worked  chan outcome         // of each worker that was told to
+	closed  chan error           // of each that has ended
+}
+
+// outcome is what a worker has done.
+type outcome struct {
+	connections uint64
+	err         error
+}
+
+func (p *pattern) open() (*load, error) {
+	cpus := runtime.NumCPU()
+	l := &load{worked: make(chan outcome), closed: make(chan error, cpus)}
+	ready := make(chan error)
 	for range cpus {
+		spells := make(chan time.Duration)
+		l.workers = append(l.workers, spells)
 		go func() {
 			// The thread ends with the goroutine, and its namespace with it.
 			runtime.LockOSThread()
 			w, err := p.newWorker()
-			ready.Done()
-			<-begin
-			if err == nil {
-				err = w.work(spell, &made)
+			ready <- err
+			if err != nil {
+				l.closed <- nil
+				return
 			}
-			ended <- err
+			for spell := range spells {
+				n, err := w.work(spell)
+				l.worked <- outcome{n, err}
+			}
+			l.closed <- w.end()
 		}()
 	}
-	ready.Wait()
-	start := time.Now()
-	close(begin)
+	var failed []error
 	for range cpus {
-		failed = append(failed, <-ended)
+		failed = append(failed, <-ready)
 	}
-	return made.Load(), time.Since(start), errors.Join(failed...)
+	if err := errors.Join(failed...); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	return l, nil
+}
+
+// run makes connections for that long, and returns how many, and how long it took.
+func (l *load) run(spell time.Duration) (connections uint64, took time.Duration, err error) {
+	start := time.Now()
+	for _, spells := range l.workers {
+		spells <- spell
+	}
+	for range l.workers {
+		o := <-l.worked
+		connections += o.connections
+		err = errors.Join(err, o.err)
+	}
+	return connections, time.Since(start), err
+}
+
+// close ends what is left.
+func (l *load) close() (err error) {
+	for _, spells := range l.workers {
+		close(spells)
+	}
+	for range l.workers {
+		err = errors.Join(err, <-l.closed)
+	}
+	return err
 }
 
 // worker makes the connections of one CPU, in a network namespace of its own.
@@ -175,14 +213,22 @@ func (p *pattern) address(i int) unix.Sockaddr {
 	return &unix.SockaddrInet4{Port: firstPort + i, Addr: [4]byte{127, 0, 0, 1}}
 }
 
-func (w *worker) work(spell time.Duration, made *atomic.Uint64) error {
-	defer w.close()
-	var n int
-	defer func() { made.Add(uint64(n)) }()
+// work makes connections for that long, and returns how many.
+func (w *worker) work(spell time.Duration) (n uint64, err error) {
 	for deadline := time.Now().Add(spell); time.Now().Before(deadline); n++ {
-		if err := w.connect(n % len(w.listeners)); err != nil {
-			return err
+		if err := w.connect(int(n) % len(w.listeners)); err != nil {
+			return n, err
 		}
+	}
+	return n, nil
+}
+
+// end closes the listeners, and ends what is in TIME_WAIT, as otherwise the kernel
+// does some time after the namespace is gone.
+func (w *worker) end() error {
+	w.close()
+	if err := exec.Command("ss", "--kill", "--no-header", "state", "time-wait").Run(); err != nil {
+		return fmt.Errorf("end what is in TIME_WAIT (ss --kill): %w", err)
 	}
 	return nil
 }

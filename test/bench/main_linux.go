@@ -48,7 +48,7 @@ func run() error {
 		from     = flag.String("from", "", "measure nothing, and write the results that an earlier run wrote to this `file` for a document")
 		census   = flag.Bool("census", false, "measure the commands that count sockets")
 		sizes    = flag.String("sizes", "1000,131072,1000000", "with -census, `numbers` of sockets, with commas between")
-		loadOnly = flag.Bool("load", false, "only make the load, for one spell of each pattern, and say how fast it was")
+		onlyLoad = flag.Bool("load", false, "only make the load, for one spell of each pattern, and say how fast it was")
 	)
 	flag.Parse()
 	switch {
@@ -61,8 +61,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if *loadOnly {
-		return load(chosen, *spell)
+	if *onlyLoad {
+		return loadOnly(chosen, *spell)
 	}
 	scratch, err := os.MkdirTemp("", "finwait-bench-")
 	if err != nil {
@@ -109,11 +109,15 @@ func runEvents(ctx context.Context, patterns []pattern, tools []*tool, rounds in
 	return r, nil
 }
 
-// load makes the load for someone else to measure.
-func load(patterns []pattern, spell time.Duration) error {
+// loadOnly makes the load for someone else to measure.
+func loadOnly(patterns []pattern, spell time.Duration) error {
 	for _, p := range patterns {
-		connections, took, err := p.run(spell)
+		l, err := p.open()
 		if err != nil {
+			return fmt.Errorf("pattern %s: %w", p.name, err)
+		}
+		connections, took, err := l.run(spell)
+		if err := errors.Join(err, l.close()); err != nil {
 			return fmt.Errorf("pattern %s: %w", p.name, err)
 		}
 		fmt.Printf("%s: %d connections, %.0f connections/s\n", p.name, connections, float64(connections)/took.Seconds())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -27,23 +28,28 @@ type measurement struct {
 
 // measure has a tool take its turn.
 func (t *tool) measure(p pattern, spell time.Duration, scratch string) (m measurement, err error) {
-	r, err := t.start(scratch)
+	l, err := p.open()
 	if err != nil {
 		return m, err
 	}
-	err = r.measure(&m, &p, spell)
+	r, err := t.start(scratch)
+	if err != nil {
+		return m, errors.Join(err, l.close())
+	}
+	err = r.measure(&m, l, spell)
 	if endErr := r.end(); err == nil {
 		err = endErr
 	}
+	err = errors.Join(err, l.close())
 	if err == nil && t.account != nil {
 		m.printed, m.lost, err = t.account(r.stdout, r.stderr.String())
 	}
 	return m, err
 }
 
-func (r *running) measure(m *measurement, p *pattern, spell time.Duration) error {
+func (r *running) measure(m *measurement, l *load, spell time.Duration) error {
 	before := r.cpu()
-	connections, took, err := p.run(spell)
+	connections, took, err := l.run(spell)
 	if err != nil {
 		return err
 	}
@@ -55,7 +61,7 @@ func (r *running) measure(m *measurement, p *pattern, spell time.Duration) error
 	}
 	defer stats.Close()
 	runsBefore := r.programs()
-	if m.connections, _, err = p.run(spell); err != nil {
+	if m.connections, _, err = l.run(spell); err != nil {
 		return err
 	}
 	for id, after := range r.programs() {
