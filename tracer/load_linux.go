@@ -236,11 +236,48 @@ func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collectio
 	if err := spec.Variables["can_keep_cpu"].Set(cpu); err != nil {
 		return nil, fmt.Errorf("set can_keep_cpu: %w", err)
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: k.types})
+	coll, err := loadInParts(spec, k)
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
 	if err := with.tellSymbols(coll, k); err != nil {
+		coll.Close()
+		return nil, err
+	}
+	return coll, nil
+}
+
+// loadInParts loads the maps, and then the programs in two parts at once: to verify
+// those at stateTracepoint takes as long as all others.
+func loadInParts(spec *ebpf.CollectionSpec, k *kernel) (*ebpf.Collection, error) {
+	others := spec.Programs
+	spec.Programs = nil
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: k.types})
+	if err != nil {
+		return nil, err
+	}
+	states := map[string]*ebpf.ProgramSpec{}
+	maps.Copy(states, others)
+	maps.DeleteFunc(states, func(_ string, p *ebpf.ProgramSpec) bool { return p.AttachTo != stateTracepoint })
+	maps.DeleteFunc(others, func(_ string, p *ebpf.ProgramSpec) bool { return p.AttachTo == stateTracepoint })
+	load := func(programs map[string]*ebpf.ProgramSpec) func() (*ebpf.Collection, error) {
+		return inBackground(func() (*ebpf.Collection, error) {
+			part := &ebpf.CollectionSpec{Maps: spec.Maps, Programs: programs, Types: spec.Types, ByteOrder: spec.ByteOrder}
+			return ebpf.NewCollectionWithOptions(part, ebpf.CollectionOptions{Cache: k.types, MapReplacements: coll.Maps})
+		})
+	}
+	for _, part := range []func() (*ebpf.Collection, error){load(states), load(others)} {
+		loaded, loadErr := part()
+		if loadErr != nil {
+			err = andAlso(err, loadErr)
+			continue
+		}
+		for name := range loaded.Programs {
+			coll.Programs[name] = loaded.DetachProgram(name)
+		}
+		loaded.Close() // its own descriptors of the maps
+	}
+	if err != nil {
 		coll.Close()
 		return nil, err
 	}

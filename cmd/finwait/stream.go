@@ -77,7 +77,7 @@ func parseEvidence(flags *pflag.FlagSet, word string) (tracer.Evidence, error) {
 // To load programs takes more memory than all that comes after it, and so it is
 // given back sooner than Go would.
 func openTracer(opts *tracer.Options) (*tracer.Tracer, error) {
-	const soon = 30 // percent more than what is in use
+	const soon = 45 // percent more than what is in use
 	percent := debug.SetGCPercent(soon)
 	t, err := tracer.New(opts)
 	debug.SetGCPercent(percent)
