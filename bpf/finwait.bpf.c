@@ -220,8 +220,6 @@ static __always_inline bool leaves_mini(struct sock *sk, int old)
 		return false;
 	t.old = old;
 	t.new = CLOSE;
-	t.time_ns = bpf_ktime_get_ns();
-	t.family = sk->__sk_common.skc_family;
 	mini_join(mini, NULL, false, &t);
 	return true;
 }

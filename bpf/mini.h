@@ -108,14 +108,12 @@ static __always_inline void unwatch_mini(__u64 addr)
 		__sync_fetch_and_add(&watching, -1);
 }
 
-/* Tells a mini-socket's transition, if nobody has yet. */
-static __always_inline bool mini_tell(struct mini *m, __u64 addr, __u32 old, __u32 new, __u64 time_ns,
+/* Tells what has become of a mini-socket that was in old since m->since_ns. */
+static __always_inline void mini_emit(struct mini *m, __u64 addr, __u32 old, __u32 new, __u64 time_ns,
 				      __u8 reason)
 {
 	struct transition t = {};
 
-	if (__sync_val_compare_and_swap(&m->state, old, new) != old)
-		return false;
 	t.tuple = m->tuple;
 	t.net = m->net;
 	t.time_ns = time_ns;
@@ -129,11 +127,21 @@ static __always_inline bool mini_tell(struct mini *m, __u64 addr, __u32 old, __u
 	t.reason = reason;
 	t.side = m->side;
 	m->since_ns = time_ns;
-	count(old, new);
 	if (filter_tuple(&t.tuple, t.family) == PASS)
 		emit_if_wanted(&t, &m->who);
 	if (records_on)
 		record_step(addr, m, &t);
+}
+
+/* Counts and tells a mini-socket's transition, if nobody has yet. */
+static __always_inline bool mini_tell(struct mini *m, __u64 addr, __u32 old, __u32 new, __u64 time_ns,
+				      __u8 reason)
+{
+	if (__sync_val_compare_and_swap(&m->state, old, new) != old)
+		return false;
+	count(old, new);
+	if (!counters_only)
+		mini_emit(m, addr, old, new, time_ns, reason);
 	return true;
 }
 
@@ -211,16 +219,19 @@ static __always_inline void mini_stray(struct mini *m, __u64 addr)
 static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns, __u8 reason)
 {
 	__u32 state;
+	bool watched;
 
 	m->ended_ns = time_ns;
 	m->reason = reason;
 	if (__sync_val_compare_and_swap(&m->state, NOT_JOINED, ENDED) == NOT_JOINED)
 		return; /* mini_join goes on */
+	watched = m->state == FIN_WAIT2;
 	catch_up(m, addr, time_ns);
 	state = m->state;
 	if (state >= CLOSE || !mini_move(m, addr, state, CLOSE, time_ns, reason))
 		return;
-	unwatch_mini(addr);
+	if (watched)
+		unwatch_mini(addr);
 	if (!m->stray)
 		mini_forget(addr);
 	else if (m->gauged && unfollowed_live > 0)

@@ -104,10 +104,36 @@ func (s *series) summarize(without []measurement, eventsPerConnection float64) t
 func (r *report) sections() (sections []section) {
 	for i := range r.Patterns {
 		p := &r.Patterns[i]
-		title := fmt.Sprintf("%s: %.1f events a connection", p.Pattern, p.EventsPerConnection)
-		sections = append(sections, section{title, p.rows()})
+		sections = append(sections, section{p.title(), p.rows()})
 	}
 	return sections
+}
+
+func (p *patternReport) title() string {
+	return fmt.Sprintf("%s: %.1f events a connection", p.Pattern, p.EventsPerConnection)
+}
+
+// summary is the report of the first pattern without the spreads.
+type summary struct{ *report }
+
+func (s summary) headline() string {
+	return fmt.Sprintf("Linux %s, %d CPUs, both busy; medians of %d rounds", s.Kernel, s.CPUs, s.Rounds)
+}
+
+func (s summary) sections() []section {
+	p := &s.Patterns[0]
+	rows := [][]string{{"", "connections/s, of those without", "BPF ns/event", "events lost", "CPU µs/event printed", "memory, MiB"}}
+	for _, t := range p.Tools {
+		rows = append(rows, []string{
+			t.Tool,
+			t.RateRatio.median("%.0f %%", 100),
+			t.BPFNanoseconds.median("%.0f", 1),
+			t.Lost.median("%.1f %%", 100),
+			t.CPUMicroseconds.median("%.2f", 1),
+			t.PeakMemory.median("%.0f", 1.0/(1<<20)),
+		})
+	}
+	return []section{{p.title(), rows}}
 }
 
 // rows returns the table of the pattern, with its head.
@@ -139,4 +165,12 @@ func (s *spread) format(verb string, scale float64) string {
 		return median
 	}
 	return fmt.Sprintf("%s (%s to %s)", median, strings.TrimSuffix(least, " %"), strings.TrimSuffix(most, " %"))
+}
+
+// median is format without the spread.
+func (s *spread) median(verb string, scale float64) string {
+	if s == nil {
+		return "-"
+	}
+	return fmt.Sprintf(verb, s.Median*scale)
 }
