@@ -79,6 +79,7 @@ func countWalks(events []tracer.Event) walkCounts {
 func testFilters(t *testing.T, l *loop, cases []filterCase, connect func()) {
 	t.Helper()
 	here := []uint32{l.ns.Inode()}
+	guards := watchGuards(t)
 	// Each transition comes to this one after all the others.
 	cases = append(cases, filterCase{"namespace", tracer.Filter{Netns: here}, everyone})
 	var tracers []*tracer.Tracer
@@ -89,7 +90,7 @@ func testFilters(t *testing.T, l *loop, cases []filterCase, connect func()) {
 		tracers = append(tracers, newTracer(t, c.filter))
 	}
 	connect()
-	awaitEmitted(t, tracers[len(tracers)-1], everyone.events())
+	awaitEmitted(t, guards, tracers[len(tracers)-1], everyone.events())
 	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			events := drain(t, tracers[i])
@@ -108,7 +109,7 @@ func newTracer(t testing.TB, filter tracer.Filter) *tracer.Tracer {
 	return tr
 }
 
-func awaitEmitted(t testing.TB, tr *tracer.Tracer, n int) {
+func awaitEmitted(t testing.TB, guards *guards, tr *tracer.Tracer, n int) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		ledger, err := tr.Ledger()
@@ -117,6 +118,7 @@ func awaitEmitted(t testing.TB, tr *tracer.Tracer, n int) {
 			return
 		}
 		if time.Now().After(deadline) {
+			guards.excuse(t)
 			t.Fatalf("%d events of %d; ledger %+v", ledger.Emitted, n, ledger)
 		}
 	}

@@ -107,9 +107,10 @@ func TestAddrFilters(t *testing.T) {
 func TestMappedAddresses(t *testing.T) {
 	l := newLoop(t, tracer.FamilyIPv6)
 	l.addr = netip.MustParseAddr("::ffff:127.0.0.1")
+	guards := watchGuards(t)
 	tr := newTracer(t, tracer.Filter{Netns: []uint32{l.ns.Inode()}, RemotePorts: onPort(listenPort)})
 	l.makeAndClose()
-	awaitEmitted(t, tr, clients.events())
+	awaitEmitted(t, guards, tr, clients.events())
 	for _, ev := range drain(t, tr) {
 		qt.Check(t, qt.Equals(ev.Family, tracer.FamilyIPv6))
 		qt.Check(t, qt.Equals(ev.Remote, netip.MustParseAddrPort("127.0.0.1:4321")), qt.Commentf("%v", ev.Transition))

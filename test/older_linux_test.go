@@ -196,6 +196,7 @@ func TestOlderFilters(t *testing.T) {
 		{"user", tracer.Filter{UIDs: []uint32{strangerUID}}, 0},
 		{"namespace", tracer.Filter{}, (closesFirst + 1) * connections},
 	}
+	guards := watchGuards(t)
 	var tracers []*tracer.Tracer
 	for _, c := range cases {
 		c.filter.Netns = []uint32{l.ns.Inode()}
@@ -208,7 +209,7 @@ func TestOlderFilters(t *testing.T) {
 	for _, p := range all {
 		l.close(p.server)
 	}
-	awaitEmitted(t, tracers[len(tracers)-1], cases[len(cases)-1].want)
+	awaitEmitted(t, guards, tracers[len(tracers)-1], cases[len(cases)-1].want)
 	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) { qt.Check(t, qt.HasLen(drain(t, tracers[i]), c.want)) })
 	}

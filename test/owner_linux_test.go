@@ -20,18 +20,20 @@ func TestOwnerGone(t *testing.T) {
 	for _, family := range families {
 		t.Run("connect/"+family.String(), func(t *testing.T) {
 			l := newStrangerLoop(t, family)
+			guards := watchGuards(t)
 			tr := newTracer(t, tracer.Filter{Netns: []uint32{l.ns.Inode()}})
 			owner := l.serveStranger(newCgroup(t, cgroupRoot(t)))
-			awaitEmitted(t, tr, everyone.events())
+			awaitEmitted(t, guards, tr, everyone.events())
 			events := drain(t, tr)
 			qt.Check(t, qt.DeepEquals(countWalks(events), everyone.wanted()))
 			checkOwnersBySide(t, events, tracer.RoleClient, owner)
 		})
 		t.Run("listen/"+family.String(), func(t *testing.T) {
 			l := newStrangerLoop(t, family)
+			guards := watchGuards(t)
 			tr := newTracer(t, tracer.Filter{Netns: []uint32{l.ns.Inode()}})
 			owner := l.callStranger(newCgroup(t, cgroupRoot(t)))
-			awaitEmitted(t, tr, everyone.events())
+			awaitEmitted(t, guards, tr, everyone.events())
 			events := drain(t, tr)
 			qt.Check(t, qt.DeepEquals(countWalks(events), walkCounts{
 				fmt.Sprint(tracer.RoleClient, clientThatClosesLast):                                           connections,
