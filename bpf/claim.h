@@ -8,9 +8,6 @@
 #ifndef FINWAIT_CLAIM_H
 #define FINWAIT_CLAIM_H
 
-/* Much more than lies between the making of a mini-socket and the closing of its full socket. */
-#define JOIN_TAKES_NS 10000000ULL
-
 /* What the walk has found, by state. Go sets them to 0 before and reads them after. */
 __u64 walk_seen[NUM_STATES];
 __u64 walk_claimed[NUM_STATES]; /* of those, the ones that were not in gauges */

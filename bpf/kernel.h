@@ -246,7 +246,7 @@ struct cred {
 /* include/linux/sched.h */
 struct task_struct {
 	int tgid;
-	unsigned short migration_disabled; /* without CONFIG_SMP, or before 5.11, not there */
+	unsigned short migration_disabled; /* not in all kernels before 5.15, nor without CONFIG_SMP */
 	__u64 start_time;
 	struct task_struct *group_leader;
 	const struct cred *cred;

@@ -17,6 +17,9 @@
 /* Length of a jiffy, set by the loader. */
 const volatile __u64 jiffy_ns = 0;
 
+/* Much more than lies between the making of a mini-socket and the closing of its full socket. */
+#define JOIN_TAKES_NS 10000000ULL
+
 #define NOT_JOINED NUM_STATES /* its full socket has not closed yet */
 #define ENDED (NUM_STATES + 1) /* nor has it now that the mini-socket is gone */
 
@@ -117,7 +120,6 @@ static __always_inline void mini_emit(struct mini *m, __u64 addr, __u32 old, __u
 	t.tuple = m->tuple;
 	t.net = m->net;
 	t.time_ns = time_ns;
-	t.late = true;
 	t.since_ns = m->since_ns;
 	t.cookie = m->cookie;
 	t.family = m->family;
@@ -215,6 +217,22 @@ static __always_inline void mini_stray(struct mini *m, __u64 addr)
 	m->stray = 1;
 }
 
+/*
+ * Is the mini-socket gone before its full socket has closed? mini_join goes on then.
+ * Where nobody claims those whose full socket's transition was missed, it is their
+ * turn now.
+ */
+static __always_inline bool mini_waits(struct mini *m, __u64 addr, __u64 time_ns)
+{
+	if (__sync_val_compare_and_swap(&m->state, NOT_JOINED, ENDED) != NOT_JOINED)
+		return false;
+	if (!counters_only || time_ns - m->since_ns < JOIN_TAKES_NS)
+		return true;
+	bpf_map_delete_elem(&handoff, &m->tuple);
+	m->state = mini_substate(addr);
+	return false;
+}
+
 /* The mini-socket is gone since time_ns. */
 static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns, __u8 reason)
 {
@@ -223,8 +241,8 @@ static __always_inline void mini_end(struct mini *m, __u64 addr, __u64 time_ns, 
 
 	m->ended_ns = time_ns;
 	m->reason = reason;
-	if (__sync_val_compare_and_swap(&m->state, NOT_JOINED, ENDED) == NOT_JOINED)
-		return; /* mini_join goes on */
+	if (mini_waits(m, addr, time_ns))
+		return;
 	watched = m->state == FIN_WAIT2;
 	catch_up(m, addr, time_ns);
 	state = m->state;

@@ -25,6 +25,8 @@ static __always_inline void mini_made(struct sock *sk, __u64 addr)
 
 	if (!is_tcp(sk)) /* DCCP has mini-sockets too, up to 6.14 */
 		return;
+	if (counters_only && !attached)
+		return; /* as if it were older */
 	c = bpf_sk_storage_get(&conns, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!addr || !c || c->mini == addr)
 		return;
@@ -223,6 +225,17 @@ static __always_inline bool request_arrive(__u64 addr, struct request *r)
 	return true;
 }
 
+/* Is child the socket whose birth count_state has counted last on this CPU? */
+static __always_inline bool take_child(__u64 child)
+{
+	struct scratch *here = scratch_here();
+
+	if (!here || here->child != child)
+		return false;
+	here->child = 0;
+	return true;
+}
+
 SEC("fentry/inet_csk_complete_hashdance")
 int BPF_PROG(complete_hashdance, struct sock *sk, struct sock *child, struct request_sock *req, bool own_req)
 {
@@ -230,7 +243,9 @@ int BPF_PROG(complete_hashdance, struct sock *sk, struct sock *child, struct req
 
 	if (!own_req || !is_tcp(sk))
 		return 0;
-	if (request_arrive((__u64)req, &r) || request_take((__u64)req, &r))
+	if (!request_arrive((__u64)req, &r) && !request_take((__u64)req, &r))
+		return 0;
+	if (!counters_only || take_child((__u64)child))
 		request_complete(&r, (__u64)child);
 	return 0;
 }

@@ -135,7 +135,7 @@ static __always_inline struct finwait_conn *record_reserve(void)
 
 static __always_inline void record_tell(struct finwait_conn *r)
 {
-	bpf_ringbuf_submit(r, wake_flags(WAKE_RECORDS, bpf_ktime_get_ns()));
+	bpf_ringbuf_submit(r, wake_flags(WAKE_RECORDS));
 	ledger_add(records_told);
 }
 

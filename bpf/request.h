@@ -63,7 +63,6 @@ static __always_inline void request_emit(const struct request *r, __u8 old, __u8
 	t.tuple = r->tuple;
 	t.net = r->net;
 	t.time_ns = time_ns;
-	t.late = true;
 	t.since_ns = since_ns;
 	t.cookie = r->cookie;
 	t.family = r->family;

@@ -113,7 +113,6 @@ static __always_inline void release(struct conn *c, struct sock *sk, const struc
 	struct transition t = *next;
 
 	t.time_ns = c->held_ns;
-	t.late = true;
 	t.since_ns = c->held_since_ns;
 	t.old = c->held_old;
 	t.new = c->held_new;

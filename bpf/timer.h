@@ -41,6 +41,8 @@ static __always_inline void mini_armed(__u64 addr)
 	}
 	if (m)
 		mini_end(m, addr, now, REASON_UNKNOWN);
+	if (counters_only && !attached)
+		return; /* as if it were older */
 	read_mini(&born, addr);
 	mini_begin(addr, &born);
 	if (bpf_map_update_elem(&handoff, &born.tuple, &addr, BPF_ANY))

@@ -24,20 +24,22 @@ struct transition {
 	__u8 evidence;
 	__u8 reason;
 	__u8 side;
-	bool late; /* time_ns is not now */
-	__u8 __pad[1];
+	__u8 __pad[2];
 };
 
 /*
  * To wake Go costs more than all the rest, so each CPU does it once in a while;
  * Go looks again after some more time than that before it goes to sleep (see
- * Events in tracer/tracer_linux.go).
+ * Events in tracer/tracer_linux.go). To be asked once there is room in the ring:
+ * what has that before Go looks is seen, and whoever finds that Go was woken a
+ * moment ago may rely on it.
  */
 #define WAKE_EVERY_NS 10000000ULL
 
-static __always_inline __u64 wake_flags(enum wake what, __u64 now)
+static __always_inline __u64 wake_flags(enum wake what)
 {
 	struct scratch *here = scratch_here();
+	__u64 now = bpf_ktime_get_ns();
 
 	if (!here || now - here->woke_ns[what] < WAKE_EVERY_NS)
 		return BPF_RB_NO_WAKEUP;
@@ -72,7 +74,7 @@ static __always_inline void emit(const struct transition *t, const struct finwai
 		e->flags = EVENT_DWELL_KNOWN;
 	}
 	__builtin_memset(e->__pad, 0, sizeof(e->__pad));
-	bpf_ringbuf_submit(e, wake_flags(WAKE_EVENTS, t->late ? bpf_ktime_get_ns() : t->time_ns));
+	bpf_ringbuf_submit(e, wake_flags(WAKE_EVENTS));
 	ledger_add(emitted);
 }
 

@@ -56,6 +56,43 @@ func TestCountersOnly(t *testing.T) {
 	qt.Check(t, qt.Equals(ledger.Recursion, 0))
 }
 
+// TestCountersOnlyUnderLoad starts and stops in the middle of what others do. What
+// it has seen only half of is not counted as less than nothing.
+func TestCountersOnlyUnderLoad(t *testing.T) {
+	ns := netns.New(t)
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			var err error
+			ns.Do(func() { _, err = kindNamed(t, "active close").Run(connections, tracer.FamilyIPv4) })
+			select {
+			case <-stop:
+				stopped <- err
+				return
+			default:
+			}
+			if err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	for range 3 {
+		tr, err := tracer.New(&tracer.Options{CountersOnly: true, Evidence: wantedEvidence(t)})
+		qt.Assert(t, qt.IsNil(err))
+		time.Sleep(200 * time.Millisecond)
+		qt.Check(t, qt.IsNil(tr.Detach()))
+		counters := countersOf(t, tr)
+		qt.Check(t, qt.IsTrue(counters.Total() > 0))
+		for transition, n := range counters.All() {
+			qt.Check(t, qt.IsTrue(n < 1<<63), qt.Commentf("%v: %d", transition, n))
+		}
+		qt.Check(t, qt.IsNil(tr.Close()))
+	}
+	close(stop)
+	qt.Check(t, qt.IsNil(<-stopped))
+}
+
 func countersOf(t *testing.T, tr *tracer.Tracer) tracer.Counters {
 	t.Helper()
 	counters, err := tr.Counters()

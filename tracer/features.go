@@ -140,7 +140,8 @@ type Stats struct {
 	// Maps are those that are there, in the order of their names.
 	Maps []MapStats
 	// Rings are the ring buffers that are used: of transitions unless
-	// Options.NoTransitions, and of connections if Options.Conns.
+	// Options.NoTransitions or Options.CountersOnly, and of connections if
+	// Options.Conns.
 	Rings []RingStats
 }
 

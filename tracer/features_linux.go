@@ -224,8 +224,9 @@ var sections = sync.OnceValues(func() (map[string]string, error) {
 })
 
 // Stats returns what each program and map of the tracer has cost so far, those
-// of its iterators too, and how full its ring buffers have been. It asks the kernel once for each; the numbers are not
-// of one instant. It may be called after Detach.
+// of its iterators too, and how full its ring buffers have been. It asks the
+// kernel once for each; the numbers are not of one instant. It may be called after
+// Detach.
 //
 // Run counts and times stay at 0 while the kernel keeps no statistics: see
 // [ProgramStats].

@@ -38,9 +38,12 @@ type Options struct {
 
 	// CountersOnly has the tracer keep Counters and nothing else, at the least
 	// that they can be had for. There are no events and no gauges: Events yields
-	// none, and Gauges, Audit and Stuck return an error. The Ledger does not
-	// count SYNCookies then, and a transition that interrupts the counting of
-	// another on the same CPU is missed (Ledger.Recursion). Not with Conns or
+	// none, and Gauges, Audit and Stuck return an error; Filter and AuditInterval
+	// are of no effect. A transition that interrupts the counting of another on
+	// the same CPU is missed (Ledger.Recursion), and if it is the birth of an
+	// accepted socket, its half-open connection may count as given up. Of
+	// mini-sockets and half-open connections that are older than the tracer, not
+	// every transition is counted; Ledger.SYNCookies never is. Not with Conns or
 	// Profile.
 	CountersOnly bool
 

@@ -175,7 +175,8 @@ func (t *Tracer) attachIter(program string, m *ebpf.Map) (err error) {
 // tracer.
 func (t *Tracer) Evidence() Evidence { return t.tier.evidence }
 
-// Events yields the transitions that pass the filter, as they happen.
+// Events yields the transitions that pass the filter, as they happen: at once, or
+// some 12 milliseconds late after another.
 //
 // The event is valid until the next is asked for; copy it to keep it. Events
 // come in the order in which they were told, which on several CPUs, and for

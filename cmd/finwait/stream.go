@@ -78,9 +78,12 @@ func parseEvidence(flags *pflag.FlagSet, word string) (tracer.Evidence, error) {
 // given back sooner than Go would.
 func openTracer(opts *tracer.Options) (*tracer.Tracer, error) {
 	const soon = 45 // percent more than what is in use
-	percent := debug.SetGCPercent(soon)
+	if percent := debug.SetGCPercent(soon); percent >= 0 && percent < soon {
+		debug.SetGCPercent(percent)
+	} else {
+		defer debug.SetGCPercent(percent)
+	}
 	t, err := tracer.New(opts)
-	debug.SetGCPercent(percent)
 	go debug.FreeOSMemory()
 	var mistake *tracer.OptionsError
 	if errors.As(err, &mistake) {

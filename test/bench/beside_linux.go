@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -56,7 +55,8 @@ func openConnections() (fds idle, err error) {
 	err = inNamespace(func() error {
 		p := &pattern{listeners: 16, use: func(client, server int) error {
 			fds = append(fds, client, server)
-			return nil
+			// Closed by a reset, it leaves nothing in TIME_WAIT.
+			return unix.SetsockoptLinger(client, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		}}
 		w, err := p.newWorker()
 		if err != nil {
@@ -86,14 +86,12 @@ func openNamespaces() (fds idle, err error) {
 				return err
 			}
 			fds = append(fds, w.listeners...)
-			ns, err := os.Open("/proc/thread-self/ns/net")
+			fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
-				return err
+				return fmt.Errorf("open the namespace: %w", err)
 			}
-			defer ns.Close()
-			fd, err := unix.Dup(int(ns.Fd()))
 			fds = append(fds, fd)
-			return err
+			return nil
 		})
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open namespaces: %w", err), fds.Close())

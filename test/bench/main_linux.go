@@ -112,12 +112,16 @@ func runEvents(ctx context.Context, patterns []pattern, tools []*tool, rounds in
 // loadOnly makes the load for someone else to measure.
 func loadOnly(patterns []pattern, spell time.Duration) error {
 	for _, p := range patterns {
-		l, err := p.open()
+		others, err := p.openBeside()
 		if err != nil {
 			return fmt.Errorf("pattern %s: %w", p.name, err)
 		}
+		l, err := p.open()
+		if err != nil {
+			return errors.Join(fmt.Errorf("pattern %s: %w", p.name, err), others.Close())
+		}
 		connections, took, err := l.run(spell)
-		if err := errors.Join(err, l.close()); err != nil {
+		if err := errors.Join(err, l.close(), others.Close()); err != nil {
 			return fmt.Errorf("pattern %s: %w", p.name, err)
 		}
 		fmt.Printf("%s: %d connections, %.0f connections/s\n", p.name, connections, float64(connections)/took.Seconds())

@@ -6,11 +6,60 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
+
+// kernel is the programs, and what they need to know of the kernel that runs, each
+// read once.
+type kernel struct {
+	spec  *ebpf.CollectionSpec // to be copied
+	types *btf.Cache           // its BTF
+	// symbols waits for what kallsyms says, which the kernel takes half as long to
+	// write as everything else takes.
+	symbols func() (symbols, error)
+	// keepsCPU tells that at tracepoints no other process takes the CPU.
+	keepsCPU bool
+}
+
+func readKernel() (*kernel, error) {
+	k := &kernel{types: btf.NewCache(), symbols: inBackground(readSymbols)}
+	types := inBackground(k.types.Kernel)
+	spec, err := loadBpf()
+	_, _ = types() // who needs them asks again
+	if err != nil {
+		return nil, fmt.Errorf("read programs: %w", err)
+	}
+	k.spec = spec
+	// What stands in the way of finding out, loading the programs is going to tell.
+	k.keepsCPU, _ = k.tracepointsKeepCPU()
+	return k, nil
+}
+
+// inBackground calls f at once, and returns what waits for its results.
+func inBackground[T any](f func() (T, error)) func() (T, error) {
+	once := sync.OnceValues(f)
+	go func() { _, _ = once() }()
+	return once
+}
+
+// has tells whether the kernel's BTF has the function.
+func (k *kernel) has(function string) (bool, error) {
+	types, err := k.types.Kernel()
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's BTF: %w", err)
+	}
+	var found *btf.Func
+	err = types.TypeByName(function, &found)
+	if errors.Is(err, btf.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
 
 // measureProgram finds out whether tracepoints keep the CPU, in measureVariables
 // (bpf/preempt.h).
