@@ -1,13 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/finwait/finwait/test/internal/netns"
 )
 
 // What a host has beside the load must not make tracing dearer. These patterns
@@ -15,87 +12,91 @@ import (
 const (
 	idleConnections = 50_000
 	idleNamespaces  = 1000
+	// ofThread is how many connections one thread holds: no limit of open files
+	// need be raised for that.
+	ofThread = 5000
 )
 
-// idle is what is there beside the load: file descriptors.
-type idle []int
+// idle is what is there beside the load: threads that hold it, each in a table of
+// files of its own, so that no tool inherits it.
+type idle struct {
+	release chan struct{}
+	threads []chan struct{}
+}
 
-func (fds idle) Close() error {
-	for _, fd := range fds {
-		unix.Close(fd)
+// openBeside opens what is to be there beside the load of the pattern.
+func (p *pattern) openBeside() (*idle, error) {
+	i := &idle{release: make(chan struct{})}
+	if p.beside == nil {
+		return i, nil
+	}
+	if err := p.beside(i); err != nil {
+		i.close()
+		return nil, err
+	}
+	return i, nil
+}
+
+// hold has a thread open something, and keep it until the end.
+func (i *idle) hold(open func() error) error {
+	opened, closed := make(chan error), make(chan struct{})
+	go func() {
+		defer close(closed)
+		// The thread ends with the goroutine, and what it has open with it.
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_FILES | unix.CLONE_FS)
+		if err == nil {
+			err = open()
+		}
+		opened <- err
+		<-i.release
+	}()
+	i.threads = append(i.threads, closed)
+	return <-opened
+}
+
+// close lets go of all of it.
+func (i *idle) close() {
+	close(i.release)
+	for _, closed := range i.threads {
+		<-closed
+	}
+}
+
+// openConnections makes connections over which nothing is sent. Closed by a reset,
+// they leave nothing in TIME_WAIT.
+func openConnections(i *idle) error {
+	p := &pattern{listeners: 16, use: func(client, _ int) error {
+		return unix.SetsockoptLinger(client, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}}
+	for range idleConnections / ofThread {
+		err := i.hold(func() error {
+			w, err := p.newWorker()
+			for n := 0; n < ofThread && err == nil; n++ {
+				err = w.connect(n % len(w.listeners))
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("open connections: %w", err)
+		}
 	}
 	return nil
 }
 
-// openBeside opens what is to be there beside the load of the pattern.
-func (p *pattern) openBeside() (idle, error) {
-	if p.beside == nil {
-		return nil, nil
-	}
-	return p.beside()
-}
-
-// inNamespace calls f in a new network namespace, in a thread of its own.
-func inNamespace(f func() error) error {
-	done := make(chan error)
-	go func() {
-		// The thread ends with the goroutine.
-		runtime.LockOSThread()
-		if err := netns.Unshare(); err != nil {
-			done <- err
-			return
-		}
-		done <- f()
-	}()
-	return <-done
-}
-
-// openConnections makes connections over which nothing is sent.
-func openConnections() (fds idle, err error) {
-	err = inNamespace(func() error {
-		p := &pattern{listeners: 16, use: func(client, server int) error {
-			fds = append(fds, client, server)
-			// Closed by a reset, it leaves nothing in TIME_WAIT.
-			return unix.SetsockoptLinger(client, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		}}
-		w, err := p.newWorker()
-		if err != nil {
-			return err
-		}
-		defer w.close()
-		for i := range idleConnections {
-			if err := w.connect(i % len(w.listeners)); err != nil {
+// openNamespaces makes network namespaces, each with a listener that keeps it.
+func openNamespaces(i *idle) error {
+	p := &pattern{listeners: 1}
+	err := i.hold(func() error {
+		for range idleNamespaces {
+			if _, err := p.newWorker(); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open connections: %w", err), fds.Close())
+		return fmt.Errorf("open namespaces: %w", err)
 	}
-	return fds, nil
-}
-
-// openNamespaces makes network namespaces, each with a listener.
-func openNamespaces() (fds idle, err error) {
-	for range idleNamespaces {
-		err := inNamespace(func() error {
-			p := &pattern{listeners: 1}
-			w, err := p.newWorker()
-			if err != nil {
-				return err
-			}
-			fds = append(fds, w.listeners...)
-			fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return fmt.Errorf("open the namespace: %w", err)
-			}
-			fds = append(fds, fd)
-			return nil
-		})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open namespaces: %w", err), fds.Close())
-		}
-	}
-	return fds, nil
+	return nil
 }

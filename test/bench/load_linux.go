@@ -22,7 +22,7 @@ type pattern struct {
 	// use does with a connection what is to be done, up to its end.
 	use func(client, server int) error
 	// beside opens what is to be there beside the load; nil for nothing.
-	beside func() (idle, error)
+	beside func(*idle) error
 }
 
 var patterns = []pattern{
@@ -146,6 +146,16 @@ func (l *load) run(spell time.Duration) (connections uint64, took time.Duration,
 		err = errors.Join(err, o.err)
 	}
 	return connections, time.Since(start), err
+}
+
+// once makes the load for one spell.
+func (p *pattern) once(spell time.Duration) (connections uint64, took time.Duration, err error) {
+	l, err := p.open()
+	if err != nil {
+		return 0, 0, err
+	}
+	connections, took, err = l.run(spell)
+	return connections, took, errors.Join(err, l.close())
 }
 
 // close ends what is left.

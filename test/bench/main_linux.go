@@ -100,7 +100,7 @@ func runEvents(ctx context.Context, patterns []pattern, tools []*tool, rounds in
 			return nil, fmt.Errorf("pattern %s: %w", p.name, err)
 		}
 		series, err := measurePattern(ctx, p, tools, rounds, spell, scratch)
-		others.Close()
+		others.close()
 		if err != nil {
 			return nil, fmt.Errorf("pattern %s: %w", p.name, err)
 		}
@@ -116,12 +116,9 @@ func loadOnly(patterns []pattern, spell time.Duration) error {
 		if err != nil {
 			return fmt.Errorf("pattern %s: %w", p.name, err)
 		}
-		l, err := p.open()
+		connections, took, err := p.once(spell)
+		others.close()
 		if err != nil {
-			return errors.Join(fmt.Errorf("pattern %s: %w", p.name, err), others.Close())
-		}
-		connections, took, err := l.run(spell)
-		if err := errors.Join(err, l.close(), others.Close()); err != nil {
 			return fmt.Errorf("pattern %s: %w", p.name, err)
 		}
 		fmt.Printf("%s: %d connections, %.0f connections/s\n", p.name, connections, float64(connections)/took.Seconds())
