@@ -187,8 +187,17 @@ func (p *process) stop() result {
 	p.t.Helper()
 	qt.Assert(p.t, qt.IsNil(p.cmd.Process.Signal(os.Interrupt)))
 	res := p.wait()
-	checkLedger(p.t, res)
+	p.checkLedger(res)
 	return res
+}
+
+// checkLedger is checkLedger of a process that traces.
+func (p *process) checkLedger(res result) {
+	p.t.Helper()
+	if p.guards != nil && !cleanRun.MatchString(res.stderr) {
+		p.guards.excuse(p.t)
+	}
+	checkLedger(p.t, res)
 }
 
 // runCommand runs cmd to its end.

@@ -293,7 +293,7 @@ func TestCommandSignals(t *testing.T) {
 				made := makeTraffic(t, ns, kind, connections, tracer.FamilyIPv4)
 				qt.Assert(t, qt.IsNil(p.cmd.Process.Signal(sig)))
 				res := p.wait()
-				checkLedger(t, res)
+				p.checkLedger(res)
 				checkRecords(t, made, parseJSON(t, res.stdout))
 			})
 		}
