@@ -73,7 +73,7 @@ fuzz: ## Fuzz everything that parses, FUZZTIME each
 bench: bench-events bench-census bench-micro ## Run all benchmarks (root, and nothing else going on)
 
 bench-events: build ## Measure what finwait and other tracers cost under load (Debian, root)
-	./test/install.sh libbpf-tools bpftrace util-linux
+	./test/install.sh libbpf-tools bpftrace util-linux iproute2
 	go run ./test/bench -finwait ./finwait $(BENCHFLAGS)
 
 bench-census: build ## Measure finwait count, netstat and ss on up to a million sockets (Debian, root)
@@ -84,8 +84,8 @@ bench-micro: ## Run the Go benchmarks (root for those of the kernel side)
 	go test -p 1 -run '^$$' -bench . -benchmem ./...
 
 bench-smoke: build ## Run every benchmark once, so that they stay alive
-	go run ./test/bench -finwait ./finwait -rounds 1 -spell 200ms -patterns all -tools 'finwait trace'
 	./test/install.sh net-tools iproute2
+	go run ./test/bench -finwait ./finwait -rounds 1 -spell 200ms -patterns all -tools 'finwait trace'
 	go run ./test/bench -census -finwait ./finwait -rounds 1 -sizes 100
 	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 

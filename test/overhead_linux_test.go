@@ -3,6 +3,8 @@ package test
 import (
 	"errors"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +30,30 @@ func BenchmarkOverheadProfile(b *testing.B) {
 	benchmarkOverhead(b, &tracer.Options{Profile: &tracer.ProfileOptions{}})
 }
 
+// BenchmarkOverheadCounters is the same of counters and nothing else.
+func BenchmarkOverheadCounters(b *testing.B) {
+	benchmarkOverhead(b, &tracer.Options{CountersOnly: true})
+}
+
+// BenchmarkStart tells how long it takes from the start of finwait trace to the
+// first event that it prints.
+func BenchmarkStart(b *testing.B) {
+	ns := netns.New(b)
+	path := binary(b)
+	for b.Loop() {
+		p := spawn(b, exec.Command(path, "trace", "--format", "json", "--count", "1", "--netns", inodeWord(ns)))
+		for !p.hasEnded() {
+			ns.Do(func() {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				qt.Assert(b, qt.IsNil(err))
+				qt.Assert(b, qt.IsNil(errors.Join(unix.Listen(fd, 1), unix.Close(fd))))
+			})
+			time.Sleep(time.Millisecond)
+		}
+		qt.Assert(b, qt.Equals(strings.Count(p.stdout.String(), "\n"), 1))
+	}
+}
+
 func benchmarkOverhead(b *testing.B, opts *tracer.Options) {
 	ns := netns.New(b)
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
@@ -37,7 +63,7 @@ func benchmarkOverhead(b *testing.B, opts *tracer.Options) {
 	qt.Assert(b, qt.IsNil(err))
 	defer empty.Close()
 	others := programs(b)
-	rec := record(b, opts)
+	tr := overheadTracer(b, opts)
 	own := programs(b)
 	for id := range others {
 		delete(own, id)
@@ -51,7 +77,7 @@ func benchmarkOverhead(b *testing.B, opts *tracer.Options) {
 		connections += 1009
 	}
 
-	counters, err := rec.tracer.Counters()
+	counters, err := tr.Counters()
 	qt.Assert(b, qt.IsNil(err))
 	total := float64(counters.Total())
 	var all time.Duration
@@ -68,6 +94,18 @@ func benchmarkOverhead(b *testing.B, opts *tracer.Options) {
 	qt.Assert(b, qt.IsNil(err))
 	b.ReportMetric(perRun(emptyStats), "ns/empty")
 	b.ReportMetric(total/float64(connections), "transitions/connection")
+}
+
+// overheadTracer starts a tracer whose events are read, if it has any.
+func overheadTracer(b *testing.B, opts *tracer.Options) *tracer.Tracer {
+	b.Helper()
+	if opts == nil || !opts.CountersOnly {
+		return record(b, opts).tracer
+	}
+	tr, err := tracer.New(opts)
+	qt.Assert(b, qt.IsNil(err))
+	b.Cleanup(func() { qt.Check(b, qt.IsNil(tr.Close())) })
+	return tr
 }
 
 func perRun(s *ebpf.ProgramStats) float64 {
