@@ -43,6 +43,9 @@ func (t *featuresText) heading(text string) { t.buf = append(t.buf, "\n"+text+"\
 
 // row appends a name, and what is said of it, in as many lines as that takes.
 func (t *featuresText) row(name, text string) {
+	if strings.TrimSpace(text) == "" {
+		text = "not known"
+	}
 	t.buf = fmt.Appendf(t.buf, "  %-*s", featuresStop-2, name)
 	t.wrapped(featuresStop, featuresStop, text)
 }
