@@ -16,6 +16,13 @@ func (c *Counters) Count(t Transition) uint64 {
 	return c.cells[t.Old][t.New]
 }
 
+// Add counts t n times more. One that cannot be is not counted.
+func (c *Counters) Add(t Transition, n uint64) {
+	if t.Old.valid() && t.New.valid() {
+		c.cells[t.Old][t.New] += n
+	}
+}
+
 // All yields every transition that has happened at least once, with its count.
 func (c *Counters) All() iter.Seq2[Transition, uint64] {
 	return func(yield func(Transition, uint64) bool) {

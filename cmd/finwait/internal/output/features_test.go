@@ -138,7 +138,7 @@ func FuzzFeatures(f *testing.F) {
 	for _, comm := range hostileComms {
 		f.Add(comm, comm, comm, "load: "+comm)
 	}
-	f.Add(" ", "\n", " \t", " ")
+	f.Add(" ", "\n", " ", "\t")
 	f.Fuzz(func(t *testing.T, release, machine, lockdown, failure string) {
 		features := hostileFeatures()
 		features.Host.Release, features.Host.Machine, features.Host.Lockdown = release, machine, lockdown
