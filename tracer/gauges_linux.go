@@ -26,15 +26,21 @@ func (t *Tracer) Gauges(ctx context.Context) (*Gauges, error) {
 		return nil, fmt.Errorf("gauges: %w", err)
 	}
 	t.sweep() // an orphan may have moved to TIME_WAIT
+	return readGauges(t.coll.Maps["gauges"], t.auditor.correction)
+}
+
+// readGauges returns what the map has, with the corrections, by the cookies of
+// namespaces.
+func readGauges(m *ebpf.Map, correction func(cookie uint64) correction) (*Gauges, error) {
 	g := &Gauges{Time: time.Now().UTC()}
-	rows, err := t.gaugeRows()
+	rows, err := readGaugeRows(m)
 	if err != nil {
 		return nil, fmt.Errorf("gauges: %w", err)
 	}
 	dead := superseded(rows)
 	for cookie, row := range rows {
 		if !dead[cookie] {
-			g.Netns = append(g.Netns, NetnsGauges{row.netns, row.states(t.auditor.correction(cookie))})
+			g.Netns = append(g.Netns, NetnsGauges{row.netns, row.states(correction(cookie))})
 		}
 	}
 	slices.SortFunc(g.Netns, func(a, b NetnsGauges) int { return cmp.Compare(a.Netns, b.Netns) })
@@ -112,12 +118,16 @@ func (r *gaugeRow) empty(by correction) bool {
 
 // gaugeRows reads all rows, by the cookies of their namespaces.
 func (t *Tracer) gaugeRows() (map[uint64]*gaugeRow, error) {
+	return readGaugeRows(t.coll.Maps["gauges"])
+}
+
+func readGaugeRows(m *ebpf.Map) (map[uint64]*gaugeRow, error) {
 	rows := map[uint64]*gaugeRow{}
 	var (
 		cookie uint64
 		perCPU []bpfFinwaitGauge
 	)
-	all := t.coll.Maps["gauges"].Iterate()
+	all := m.Iterate()
 	for all.Next(&cookie, &perCPU) {
 		rows[cookie] = sumGauges(perCPU)
 	}
