@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -16,6 +17,7 @@ var others = []struct {
 	{subjectKeeps, beSubject},
 	{hostUID, beHost},
 	{threadsDir, beThreads},
+	{agentDir, beAgent},
 }
 
 func TestMain(m *testing.M) {
@@ -52,4 +54,26 @@ func executable(t testing.TB) string {
 	path, err := os.Executable()
 	qt.Assert(t, qt.IsNil(err))
 	return path
+}
+
+// openCopy returns a copy of this binary that every user may run. It is there
+// until the test ends.
+func openCopy(t testing.TB) string {
+	t.Helper()
+	binary, err := os.ReadFile(executable(t))
+	qt.Assert(t, qt.IsNil(err))
+	path := filepath.Join(openDir(t), "copy")
+	qt.Assert(t, qt.IsNil(os.WriteFile(path, binary, 0o755)))
+	return path
+}
+
+// openDir returns a directory that every user may look into. It is there until the
+// test ends.
+func openDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "finwait-test")
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { qt.Check(t, qt.IsNil(os.RemoveAll(dir))) })
+	qt.Assert(t, qt.IsNil(os.Chmod(dir, 0o755)))
+	return dir
 }

@@ -51,12 +51,11 @@ func makeCgroup(t *testing.T) string {
 	return path
 }
 
-// runSubject returns what becomes of an agent that keeps these capabilities. The
-// wrapper is the command that starts it, if any.
-func runSubject(t *testing.T, keeps, cgroup string, wrapper ...string) (findings, error) {
+// runSubject returns what becomes of an agent that the command starts, and that
+// keeps these capabilities.
+func runSubject(t *testing.T, keeps, cgroup string, command ...string) (findings, error) {
 	t.Helper()
-	args := append(slices.Clone(wrapper), executable(t))
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), subjectKeeps+"="+keeps, subjectCgroup+"="+cgroup)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -120,7 +119,7 @@ func TestDropKeepsEnough(t *testing.T) {
 		{"everything", "", sight{}, sight{}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			f, err := runSubject(t, test.keeps, cgroup)
+			f, err := runSubject(t, test.keeps, cgroup, executable(t))
 			qt.Assert(t, qt.IsNil(err))
 			qt.Check(t, qt.HasLen(f.Failed, 0), qt.Commentf("%v", f.Failed))
 			qt.Check(t, qt.Equals(f.of(root), test.root))
@@ -137,12 +136,12 @@ func TestDropKeepsEnough(t *testing.T) {
 // are needed for that alone, and then without one of them.
 func TestStartWithout(t *testing.T) {
 	requireRoot(t)
-	cgroup := makeCgroup(t)
+	cgroup, binary := makeCgroup(t), openCopy(t)
 	as := func(capabilities string) []string {
 		set := "-all" + capabilities
 		return []string{
 			"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-			"--bounding-set=" + set, "--inh-caps=" + set, "--ambient-caps=" + set,
+			"--bounding-set=" + set, "--inh-caps=" + set, "--ambient-caps=" + set, binary,
 		}
 	}
 	f, err := runSubject(t, keepKept, cgroup, as(",+bpf,+perfmon,+syslog")...)
