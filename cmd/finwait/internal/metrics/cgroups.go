@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -83,16 +84,24 @@ func (c *cgroups) sum(census *tracer.Census) map[string]*tracer.StateCounts {
 }
 
 // label returns the path of the cgroup that a process is in. Whoever made the
-// cgroup chose its name, which may hold any byte; two that differ in nothing but
-// bytes that are no UTF-8 are one here.
+// cgroup chose its name, which may hold any byte: what is no text, or would do
+// something to a terminal, has one sign for all of it, and cgroups that differ in
+// nothing else are one here.
 func (c *cgroups) label(pid uint32) string {
 	if pid == 0 {
 		return unknown
 	}
 	if path := c.pathOf(pid); path != "" {
-		return strings.ToValidUTF8(path, "\uFFFD")
+		return strings.Map(printable, path)
 	}
 	return unknown
+}
+
+func printable(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return unicode.ReplacementChar
 }
 
 // cgroupOf returns the path of the version 2 cgroup of a process, or "".
