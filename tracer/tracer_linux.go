@@ -42,6 +42,9 @@ type Tracer struct {
 	conns   *ring           // of connections that have ended
 	decode  atomic.Uint64
 
+	reloadable bool
+	filtering  sync.Mutex // one SetFilter at a time
+
 	// watching is the kernel's count of mini-sockets that need a sweep.
 	watching *ebpf.Variable
 	iters    map[string]*link.Iter // by program
@@ -96,7 +99,7 @@ func start(opts *Options, with tier, k *kernel) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
+	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, reloadable: opts.Reloadable, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
 	t.events = &ring{name: "events", used: !opts.NoTransitions && !opts.CountersOnly}
 	t.conns = &ring{name: "conns", used: opts.Conns != nil}
 	t.ctx, t.stop = context.WithCancel(context.Background())
@@ -280,6 +283,29 @@ func (t *Tracer) Counters() (Counters, error) {
 		for from := range cpu {
 			for to := range cpu[from] {
 				sum.cells[from][to] += cpu[from][to]
+			}
+		}
+	}
+	return sum, nil
+}
+
+// Endings returns how the sockets have ended that were counted so far; see
+// [Tracer.Counters]. It returns an error with Options.CountersOnly.
+func (t *Tracer) Endings() (Endings, error) {
+	if t.auditor.claimErr == errCountersOnly {
+		return Endings{}, fmt.Errorf("read endings: %w", errCountersOnly)
+	}
+	var perCPU []bpfFinwaitEndings
+	if err := t.coll.Maps["endings"].Lookup(uint32(0), &perCPU); err != nil {
+		return Endings{}, fmt.Errorf("read endings: %w", err)
+	}
+	var sum Endings
+	for _, cpu := range perCPU {
+		for old := range cpu.N {
+			for reason := range cpu.N[old] {
+				for side, n := range cpu.N[old][reason] {
+					sum.cells[old][reason][side] += n
+				}
 			}
 		}
 	}
