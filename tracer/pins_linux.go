@@ -36,6 +36,7 @@ type pinnedInfo struct {
 	Layout  uint64 // pinLayout and the sizes, hashed
 	Profile uint64 // what the histograms are about
 	Epoch   uint64 // another for each tracer
+	SinceNs uint64 // when the counters began, in Unix time
 	PID     uint32
 	_       uint32
 }
@@ -46,6 +47,7 @@ type pins struct {
 	info        *ebpf.Map
 	corrections *ebpf.Map
 	inherited   bool
+	since       time.Time // when the counters began
 }
 
 // openPins takes the folder. Nothing in it changes yet. It returns nil for no path,
@@ -67,7 +69,7 @@ func openPins(path string) (*pins, error) {
 	if err := lockPins(dir); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
-	return &pins{dir: dir}, nil
+	return &pins{dir: dir, since: time.Now()}, nil
 }
 
 // onBPFFS returns an error if the folder is not on a BPF file system, or would not
@@ -134,7 +136,7 @@ func (p *pins) inherit(coll *ebpf.Collection, profile *ProfileOptions) error {
 			return fmt.Errorf("go on with the pinned %s: %w", name, err)
 		}
 	}
-	p.inherited = true
+	p.inherited, p.since = true, time.Unix(0, int64(info.SinceNs))
 	return nil
 }
 
@@ -198,7 +200,10 @@ func (p *pins) publish(coll *ebpf.Collection, profile *ProfileOptions) error {
 	}
 	var epoch [8]byte
 	_, _ = rand.Read(epoch[:]) // never fails
-	info := pinnedInfo{Layout: layoutOf(coll), Profile: uint64(profile.constant()), Epoch: binary.NativeEndian.Uint64(epoch[:]), PID: uint32(os.Getpid())}
+	info := pinnedInfo{
+		Layout: layoutOf(coll), Profile: uint64(profile.constant()), Epoch: binary.NativeEndian.Uint64(epoch[:]),
+		SinceNs: uint64(p.since.UnixNano()), PID: uint32(os.Getpid()),
+	}
 	if err := p.info.Put(uint32(0), &info); err != nil {
 		return fmt.Errorf("pin counters: %w", err)
 	}

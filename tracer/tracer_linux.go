@@ -127,8 +127,13 @@ func start(opts *Options, with tier, k *kernel, p *pins) (*Tracer, error) {
 }
 
 // Inherited tells whether the counters go on from those that an earlier tracer has
-// left in Options.PinPath.
-func (t *Tracer) Inherited() bool { return t.pins != nil && t.pins.inherited }
+// left in Options.PinPath, and since when they count.
+func (t *Tracer) Inherited() (since time.Time, inherited bool) {
+	if t.pins == nil || !t.pins.inherited {
+		return time.Time{}, false
+	}
+	return t.pins.since.UTC(), true
+}
 
 // attach goes from the reader to the evidence to the tracepoint: the
 // tracepoint's word on a closing socket is only right once the tier sees what

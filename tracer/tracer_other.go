@@ -35,7 +35,7 @@ func (*Tracer) Conns(context.Context) iter.Seq2[*Conn, error] {
 }
 
 // Inherited returns false.
-func (*Tracer) Inherited() bool { return false }
+func (*Tracer) Inherited() (time.Time, bool) { return time.Time{}, false }
 
 // PinnedGauges is not supported.
 func PinnedGauges(string) (*Gauges, error) { return nil, ErrNotSupported }
