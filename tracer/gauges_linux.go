@@ -19,13 +19,15 @@ import (
 // While sockets move, one may be in two states or in none.
 //
 // It waits until the sockets that were there have been counted, which takes
-// some milliseconds for each network namespace, or until ctx is done. It must
-// not be called after Detach.
+// some milliseconds for each network namespace, or until ctx is done. After Detach
+// they are those of that moment.
 func (t *Tracer) Gauges(ctx context.Context) (*Gauges, error) {
 	if err := t.auditor.await(ctx); err != nil {
 		return nil, fmt.Errorf("gauges: %w", err)
 	}
-	t.sweep() // an orphan may have moved to TIME_WAIT
+	if !t.detached.Load() {
+		t.sweep() // an orphan may have moved to TIME_WAIT
+	}
 	return readGauges(t.coll.Maps["gauges"], t.auditor.correction)
 }
 
