@@ -61,7 +61,7 @@ type patientReader struct {
 	idle func() error
 
 	stopped error // of idle
-	failed  error // of r, but for its end
+	failed  bool  // r could not be read
 }
 
 // halted says whether the reading is to end before the file does.
@@ -87,9 +87,7 @@ func (p *patientReader) Read(b []byte) (int, error) {
 	}()
 	select {
 	case res := <-done:
-		if res.err != nil && !errors.Is(res.err, io.EOF) {
-			p.failed = res.err
-		}
+		p.failed = res.err != nil && !errors.Is(res.err, io.EOF)
 		return res.n, res.err
 	case <-p.ctx.Done():
 		return 0, p.ctx.Err()

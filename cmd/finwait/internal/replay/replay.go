@@ -151,9 +151,7 @@ func (r *Reader) readFile(ctx context.Context, name string, yield func(*Record, 
 	r.file, r.line = name, 0
 	file, err := r.open(name)
 	if err != nil {
-		r.counts.Broken++
-		r.counts.Unread++
-		r.opts.Complain(&FileError{File: r.file, Err: err})
+		r.fail(true, err)
 		return true, nil
 	}
 	defer func() { _ = file.Close() }() // it was only read
@@ -170,7 +168,7 @@ func (r *Reader) readFile(ctx context.Context, name string, yield func(*Record, 
 	if in.halted() {
 		return false, in.stopped
 	}
-	r.fail(in, err)
+	r.fail(in.failed, err)
 	return true, nil
 }
 
@@ -180,22 +178,21 @@ func (r *Reader) open(name string) (io.ReadCloser, error) {
 		r.file = "standard input"
 		return io.NopCloser(r.opts.Stdin), nil
 	}
-	file, err := os.Open(name)
-	var pathError *os.PathError
-	if errors.As(err, &pathError) { // which says the name once more
-		err = pathError.Err
-	}
-	return file, err
+	return os.Open(name)
 }
 
-// fail notes that the file cannot be read any further.
-func (r *Reader) fail(in *patientReader, err error) {
+// fail notes that the file cannot be read any further. unread says that this is
+// not for what is in it.
+func (r *Reader) fail(unread bool, err error) {
 	r.counts.Broken++
-	if in.failed != nil {
+	if unread {
 		r.counts.Unread++
-		err = in.failed
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
+	var pathError *os.PathError
+	switch {
+	case errors.As(err, &pathError): // it says the name once more
+		err = pathError.Err
+	case errors.Is(err, io.ErrUnexpectedEOF):
 		err = errors.New("the compressed data is cut off")
 	}
 	r.opts.Complain(&FileError{File: r.file, Lines: r.line, Err: err})
