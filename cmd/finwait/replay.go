@@ -116,7 +116,7 @@ func runReplay[T any](cmd *cobra.Command, flags *streamFlags, opts *tracer.Optio
 	}
 	err = p.print(items, func() bool { return true }, flags.count)
 	c := reader.Counts()
-	fmt.Fprintf(stderr, "finwait: %d %s read, %d matched, %d printed, %d lines damaged\n", choice.read(c), s.noun, matched, p.written, c.Damaged)
+	fmt.Fprintf(stderr, "finwait: %d %s read, %d matched, %d printed, %d damaged\n", choice.read(c), s.noun, matched, p.written, c.Damaged)
 	writeNotes(stderr, append(choice.notes(c), unreadNotes(c, p.taken-p.written)...))
 	return errors.Join(err, c.Err())
 }
@@ -125,7 +125,7 @@ func runReplay[T any](cmd *cobra.Command, flags *streamFlags, opts *tracer.Optio
 func unreadNotes(c replay.Counts, unwritten uint64) []note {
 	return []note{
 		{unwritten, "lost: could not be written"},
-		{c.Broken, "files could not be read to their end"},
+		{c.Broken, "times that a file could not be read to its end"},
 	}
 }
 
