@@ -33,13 +33,18 @@ to ten transitions.
 With --slow or --reason it is a flight recorder: it is silent until a connection
 goes badly. A connection is printed if it fulfils the one or the other; the other
 filters must all match. Ends with Ctrl-C and then says on standard error how many
-connections ended, were printed and lost.`,
+connections ended, were printed and lost.
+
+With --replay the connections are read from a log instead, with the same filters
+and formats and without privileges. Lines that are damaged are skipped, and named
+on standard error.`,
 		Example: `  finwait conns
   finwait conns --slow ESTABLISHED:10s,SYN_SENT:200ms --lport 443
   finwait conns --reason timeout,rst_received,time_wait_refused --format json
   finwait conns --wait-timewait=false --comm nginx --count 100
+  finwait conns --replay /var/log/finwait.json --slow CLOSE_WAIT:1m
   finwait conns --demo`,
-		Args: cobra.NoArgs,
+		Args: flags.run.args,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts, err := flags.options(cmd)
 			if err != nil {
@@ -49,6 +54,7 @@ connections ended, were printed and lost.`,
 		},
 	}
 	flags.filter.addSockets(cmd)
+	explainReplay(cmd)
 	f := cmd.Flags()
 	f.StringSliceVar(&flags.slow, "slow", nil, "connections that were at least as long in a `state`, such as ESTABLISHED:10s")
 	f.StringSliceVar(&flags.reasons, "reason", nil, "connections that ended for one of these `reasons`, such as timeout or rst_received")
@@ -101,6 +107,7 @@ var connections = stream[tracer.Conn]{
 		}
 		return encoder.AppendHeader(nil), encoder.AppendConn, nil
 	},
+	recorded: recordedConns,
 	account: func(l *tracer.Ledger) account {
 		return account{
 			seen: l.ConnsSeen, emitted: l.ConnsEmitted, matched: l.ConnsEmitted + l.ConnsLost, lost: l.ConnsLost + l.Decode,
