@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,18 +71,24 @@ func (f *connsFlags) options(cmd *cobra.Command) (*tracer.Options, error) {
 		return nil, err
 	}
 	opts.NoTransitions = true
-	opts.Conns = &tracer.ConnOptions{AtTimeWait: !f.waitTimeWait, Buffer: f.run.buffer << 20}
-	opts.Conns.Slow, err = parseSlow(cmd.Flags(), f.slow)
+	opts.Conns, err = parseConns(cmd.Flags(), f.slow, f.reasons)
 	if err != nil {
 		return nil, err
 	}
-	p := flagParser{flags: cmd.Flags()}
-	var groups [][]tracer.Reason
-	parseList(&p, "reason", f.reasons, &groups, tracer.ParseReasons)
-	for _, g := range groups {
-		opts.Conns.Reasons = append(opts.Conns.Reasons, g...)
+	opts.Conns.AtTimeWait, opts.Conns.Buffer = !f.waitTimeWait, f.run.buffer<<20
+	return opts, nil
+}
+
+// parseConns returns what --slow and --reason ask for.
+func parseConns(flags *pflag.FlagSet, slow, reasons []string) (*tracer.ConnOptions, error) {
+	times, err := parseSlow(flags, slow)
+	if err != nil {
+		return nil, err
 	}
-	return opts, p.err
+	p := flagParser{flags: flags}
+	var groups [][]tracer.Reason
+	parseList(&p, "reason", reasons, &groups, tracer.ParseReasons)
+	return &tracer.ConnOptions{Slow: times, Reasons: slices.Concat(groups...)}, p.err
 }
 
 // parseSlow returns the times that --slow has, by state.

@@ -54,11 +54,20 @@ func (f *streamFlags) options(cmd *cobra.Command, filter *filterFlags) (*tracer.
 		return nil, usagef("--duration %v is not a time to run for, such as 10s", f.duration)
 	case cmd.Flags().Changed("count") && f.count == 0:
 		return nil, usagef("--count 0 would print nothing")
-	case f.buffer < 1 || f.buffer > 1024 || f.buffer&(f.buffer-1) != 0:
-		return nil, usagef("--buffer %d is not a power of two from 1 to 1024", f.buffer)
+	}
+	if _, err := bufferBytes(f.buffer); err != nil {
+		return nil, err
 	}
 	evidence, err := parseEvidence(cmd.Flags(), f.evidence)
 	return &tracer.Options{Filter: parsed, Evidence: evidence}, err
+}
+
+// bufferBytes returns the size of --buffer.
+func bufferBytes(mib int) (int, error) {
+	if mib < 1 || mib > 1024 || mib&(mib-1) != 0 {
+		return 0, usagef("--buffer %d is not a power of two from 1 to 1024", mib)
+	}
+	return mib << 20, nil
 }
 
 // parseEvidence returns what --evidence asks for, 0 if it is not given.

@@ -57,6 +57,8 @@ type Config struct {
 	ServicePorts []uint16
 	ByCgroup     bool
 
+	// Open makes the tracer, and what ends it.
+	Open func(*tracer.Options) (t *tracer.Tracer, done func(), err error)
 	// Logger is told what the agent does, and what goes wrong.
 	Logger *slog.Logger
 }
@@ -75,6 +77,7 @@ type Agent struct {
 	lock    *lifecycle.Lock
 	cgroups *tracer.Cgroups // nil knows none
 	tracer  *tracer.Tracer
+	close   func()       // closes it
 	logfile *logfile.Log // nil if there is none
 	otlp    *otlp.Logs   // nil if there is none
 	queues  []*sink.Queue
@@ -114,7 +117,7 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	if err := a.openSinks(); err != nil {
 		return err
 	}
-	if a.tracer, err = tracer.New(a.cfg.tracerOptions()); err != nil {
+	if a.tracer, a.close, err = a.cfg.Open(a.cfg.tracerOptions()); err != nil {
 		return err
 	}
 	a.startFeeds()
@@ -161,7 +164,6 @@ func (a *Agent) dropPrivileges() error {
 
 // announce says that the agent is there, and how it knows what it says.
 func (a *Agent) announce() {
-	status := fmt.Sprintf("tracing, evidence by %v", a.tracer.Evidence())
 	args := []any{"version", a.cfg.Version, "evidence", a.tracer.Evidence()}
 	if a.web != nil {
 		args = append(args, "addresses", a.web.Addrs())
@@ -170,7 +172,11 @@ func (a *Agent) announce() {
 		args = append(args, "counters_since", since.Format(time.RFC3339))
 	}
 	a.log.Info("tracing", args...)
-	a.tell(lifecycle.Ready(status))
+	a.tell(lifecycle.Ready(a.status()))
+}
+
+func (a *Agent) status() string {
+	return fmt.Sprintf("tracing, evidence by %v", a.tracer.Evidence())
 }
 
 // tell logs that the service manager could not be told something.
@@ -194,21 +200,24 @@ func (a *Agent) Failed() <-chan error { return a.failed }
 // Tracer returns the agent's tracer.
 func (a *Agent) Tracer() *tracer.Tracer { return a.tracer }
 
-// Reopen has the log opened anew, if another file, or none, is in its place.
-func (a *Agent) Reopen() {
+// Reload opens the log anew, if another file, or none, is in its place, and calls
+// reload for all else. If that has an error, it stays as it was.
+func (a *Agent) Reload(reload func() error) {
+	a.tell(lifecycle.Reloading())
 	if a.logfile != nil {
 		a.logfile.Reopen()
 	}
+	status := a.status()
+	if err := reload(); err != nil {
+		a.log.Error("the settings stay as they were", "error", err)
+		status += "; the last change of the settings was refused"
+	}
+	a.tell(lifecycle.Ready(status))
 }
 
-// Reload has the records chosen by another filter from now on. Counters go on. An
-// error says why it stays as it was.
-func (a *Agent) Reload(filter tracer.Filter, conns *tracer.ConnOptions) error {
-	if err := a.tracer.SetFilter(&filter, conns); err != nil {
-		return err
-	}
-	a.cfg.Filter, a.cfg.Conns = filter, conns
-	return nil
+// SetFilter has the records chosen by another filter from now on. Counters go on.
+func (a *Agent) SetFilter(filter tracer.Filter, conns *tracer.ConnOptions) error {
+	return a.tracer.SetFilter(&filter, conns)
 }
 
 // Stop ends the agent: what has been traced is kept by the sinks still, as far as
@@ -231,7 +240,7 @@ func (a *Agent) Stop() error {
 	errs = append(errs, a.exportLast(ctx))
 	if a.tracer != nil {
 		a.logLedger()
-		errs = append(errs, a.tracer.Close())
+		a.close()
 	}
 	errs = append(errs, a.cgroups.Close())
 	if a.lock != nil {

@@ -81,6 +81,12 @@ func (s Sync) String() string {
 	return time.Duration(s).String()
 }
 
+// Check returns what is wrong with the options, whatever there is on disk.
+func (o Options) Check() error {
+	_, err := o.validate()
+	return err
+}
+
 // validate returns the options with MaxSize as it must be for MaxTotal.
 func (o Options) validate() (Options, error) {
 	_, known := extensions[o.Compress]
