@@ -110,7 +110,7 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	flags.Float64Var(&f.sample, "sample", 1, "`share` of connections of which there are records, such as 0.01; each whole or not at all")
 	flags.StringSliceVar(&f.records, "records", []string{"transitions"}, "what the log and OTLP get: `transitions`, conns or both")
 	flags.StringVar(&f.evidence, "evidence", "", "what is to show TIME_WAIT and half-open connections: probe or timer (default the best that the kernel takes)")
-	flags.IntVar(&f.buffer, "buffer", 8, "`MiB` of kernel buffer, a power of two; more of it loses less in a burst")
+	flags.IntVar(&f.buffer, "buffer", 4, "`MiB` of kernel buffer, a power of two; more of it loses less in a burst")
 
 	flags.StringVar(&f.log, "log", "", "`file` for records, or - for standard output (default none)")
 	flags.Var(&f.logMaxSize, "log-max-size", "`size` at which the log is rotated, such as 100MiB; 0 for any")
@@ -319,8 +319,8 @@ func (f *serveFlags) parseTracer(flags *pflag.FlagSet, cfg *agent.Config) (err e
 	if cfg.EventBuffer, err = bufferBytes(f.buffer); err != nil {
 		return err
 	}
-	if cfg.Conns != nil {
-		cfg.Conns.Buffer = cfg.EventBuffer
+	if cfg.Conns != nil { // a connection is one record, and some ten transitions
+		cfg.Conns.Buffer = max(cfg.EventBuffer/2, 1<<20)
 	}
 	if f.pin {
 		cfg.PinPath = f.pinPath

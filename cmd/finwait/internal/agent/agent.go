@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -130,6 +131,7 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	if err := a.dropPrivileges(); err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // what it took to start
 	a.ready.Store(true)
 	a.announce()
 	a.work.Go(func() { lifecycle.Watch(a.ctx, a.log, a.alive.Check) })
