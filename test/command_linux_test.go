@@ -44,7 +44,9 @@ var buildBinary = sync.OnceValues(func() (string, error) {
 		return path, nil
 	}
 	path := filepath.Join(binaryDir(), "finwait")
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../cmd/finwait").CombinedOutput()
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../cmd/finwait")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does
+	out, err := build.CombinedOutput()
 	if err != nil {
 		err = errors.New(string(out) + err.Error())
 	}
