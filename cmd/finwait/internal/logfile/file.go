@@ -99,8 +99,9 @@ func (l *Log) fit(p []byte) int {
 // due tells whether the file has to be rotated, whatever comes.
 func (l *Log) due() bool {
 	tooOld := l.opts.MaxAge > 0 && !l.started.IsZero() && time.Since(l.started) >= l.opts.MaxAge
-	tooBig := l.opts.MaxSize > 0 && (l.size > l.opts.MaxSize || l.tooBig)
-	return l.size > 0 && (tooOld || tooBig)
+	tooBig := l.opts.MaxSize > 0 && l.size > l.opts.MaxSize
+	cannotGrow := l.tooBig && (l.opts.MaxAge > 0 || l.opts.MaxSize > 0)
+	return l.size > 0 && (tooOld || tooBig || cannotGrow)
 }
 
 // look sees to it that the open file is the one that is at the path, and learns its

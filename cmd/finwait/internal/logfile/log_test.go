@@ -829,3 +829,28 @@ func TestWriteFails(t *testing.T) {
 		qt.Assert(t, qt.IsNil(l.Close()))
 	})
 }
+
+// BenchmarkSend writes batches as the agent does, to a file in the directory that
+// tests have, which may be in memory.
+func BenchmarkSend(b *testing.B) {
+	for _, opts := range []Options{
+		{},
+		{Sync: SyncRotate, MaxSize: 100 << 20},
+		{Sync: Sync(time.Second)},
+		{Sync: Sync(time.Second), MaxSize: 32 << 20, MaxTotal: 256 << 20, Compress: "zstd"},
+	} {
+		b.Run("sync="+opts.Sync.String()+" compress="+opts.Compress, func(b *testing.B) {
+			opts.Path = logPath(b)
+			l := mustOpen(b, opts)
+			batch := newBatch(0, 1000, 0)
+			b.SetBytes(10 * int64(len(mustEncode(newBatch(0, 100, 0))))) // a piece holds 100
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := l.Send(b.Context(), batch); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/record")
+		})
+	}
+}
