@@ -16,7 +16,7 @@ import (
 const fileMode = 0o640
 
 // errLocked says that another process writes the log.
-var errLocked = errors.New("another process writes this log")
+var errLocked = errors.New("another process writes this log (stop it, or choose another file)")
 
 // resolve returns where path leads if it is a symbolic link, whether or not there
 // is a file. The links of today are whoever chose the path wants; those of later
@@ -154,6 +154,7 @@ func (l *Log) leave() {
 	if l.file == nil {
 		return
 	}
+	l.finish()
 	if l.stream {
 		_ = l.file.Close()
 	} else {
@@ -310,6 +311,7 @@ func (l *Log) rotate() error {
 	l.rotateAt, l.stuck = time.Time{}, nil
 	l.counters.rotated.Add(1)
 	old, statErr := l.file.Stat()
+	l.finish()
 	l.archive.add(name, l.size, l.file)
 	l.file = nil
 	if err := l.open(); err != nil {
@@ -353,6 +355,17 @@ func (l *Log) putFirst() error {
 	}
 	l.counters.patched.Add(1)
 	return nil
+}
+
+// finish ends the line that this process has begun, if it can, since the file gets
+// no other record. It leaves alone what was there before.
+func (l *Log) finish() {
+	if len(l.first) > 1 {
+		if n, _ := l.file.Write(l.first); n == len(l.first) {
+			l.counters.patched.Add(1)
+		}
+	}
+	l.first = l.first[:0]
 }
 
 // wrote remembers that there is a record more.
