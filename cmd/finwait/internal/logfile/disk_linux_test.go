@@ -135,17 +135,26 @@ func TestFullDiskStdout(t *testing.T) {
 	}
 }
 
-// What cannot be cut off is ended later.
+// What cannot be cut off is ended later, at the end if no record comes.
 func TestFullDiskAppendOnly(t *testing.T) {
 	dir, inside := onSmallDisk(t, "size=1m")
 	if !inside {
 		return
 	}
-	path := filepath.Join(dir, "conns.log")
-	remove := ballast(t, dir, 500_000)
+	for _, batches := range []int{3, 0} {
+		path := filepath.Join(dir, fmt.Sprint(batches), "conns.log")
+		qt.Assert(t, qt.IsNil(os.Mkdir(filepath.Dir(path), 0o700)))
+		testAppendOnly(t, path, batches)
+	}
+}
+
+// testAppendOnly sends so many batches after there is room again.
+func testAppendOnly(t *testing.T, path string, batches int) {
+	t.Helper()
+	remove := ballast(t, filepath.Dir(path), 500_000)
 	l := mustOpen(t, Options{Path: path})
 	const appendOnly = 0x20 // FS_APPEND_FL, chattr +a
-	err := control(l.file, func(fd int) error { return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, appendOnly) })
+	err := setFlags(path, appendOnly)
 	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
 		t.Skip("this kernel's tmpfs has no files that can only be appended to (6.6 has)")
 	}
@@ -153,14 +162,26 @@ func TestFullDiskAppendOnly(t *testing.T) {
 	kept, err := sendAll(t, l, 0, 30)
 	qt.Check(t, qt.ErrorIs(err, unix.ENOSPC))
 	remove()
-	also, err := sendAll(t, l, 900_000_000, 3)
+	also, err := sendAll(t, l, 900_000_000, batches)
 	qt.Check(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(l.Close()))
 	qt.Check(t, qt.Equals(l.Stats().Patched, 1))
 	qt.Check(t, qt.Equals(l.Stats().Torn, 0))
 	got := numbers(t, readLog(t, path))
 	// It is there, though it did not count as kept.
 	checkNumbers(t, got[:len(kept)], kept)
 	checkNumbers(t, got[len(kept)+1:], also)
+	qt.Assert(t, qt.IsNil(setFlags(path, 0)))
+	qt.Assert(t, qt.IsNil(os.Remove(path)))
+}
+
+func setFlags(path string, flags int) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return control(f, func(fd int) error { return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags) })
 }
 
 // The queue in front of a log has every record in its ledger.

@@ -285,6 +285,27 @@ func TestMend(t *testing.T) {
 	}
 }
 
+// What was to be ended may be gone when the next record comes.
+func TestMendCut(t *testing.T) {
+	for size, want := range []string{"", "r\n", "ro\n"} {
+		path := logPath(t)
+		qt.Assert(t, qt.IsNil(os.WriteFile(path, []byte("root"), 0o600)))
+		l := mustOpen(t, Options{Path: path})
+		qt.Assert(t, qt.IsNil(os.Truncate(path, int64(size))))
+		b := newBatch(0, 1, 0)
+		mustSend(t, l, b)
+		qt.Check(t, qt.Equals(string(readLog(t, path)), want+string(mustEncode(b))))
+	}
+}
+
+// A log that has got no record leaves alone what was there.
+func TestMendNothing(t *testing.T) {
+	path := logPath(t)
+	qt.Assert(t, qt.IsNil(os.WriteFile(path, []byte("root"), 0o600)))
+	qt.Assert(t, qt.IsNil(mustOpen(t, Options{Path: path, MaxSize: MinSize}).Close()))
+	qt.Check(t, qt.Equals(string(readLog(t, path)), "root"))
+}
+
 // mustEncode returns the lines of a batch.
 func mustEncode(b *sink.Batch) []byte {
 	l, err := Open(Options{Path: "-"})
@@ -515,6 +536,32 @@ func TestCompressFails(t *testing.T) {
 		checkNumbers(t, allNumbers(t, path), upTo(0, 23))
 		qt.Assert(t, qt.IsNil(l.Close()))
 	})
+}
+
+// Rotated files that somebody removes are neither waited for nor counted.
+func TestRotatedFileIsGone(t *testing.T) {
+	path := logPath(t)
+	l := mustOpen(t, Options{Path: path, MaxSize: MinSize, Compress: "gzip"})
+	l.archive.mu.Lock()
+	l.archive.files = append(l.archive.files, rotatedFile{rotatedName{time: time.Unix(1, 0)}, 1 << 40})
+	l.archive.total()
+	l.archive.mu.Unlock()
+	qt.Check(t, qt.Equals(l.Stats().Files, 2))
+	l.archive.notify()
+	eventually(t, "it is not counted", func() bool { return l.Stats().Files == 1 && l.Stats().Bytes == 0 })
+	qt.Check(t, qt.Equals(l.Stats().CompressFailures, 0))
+
+	for i := range 4 {
+		mustSend(t, l, newBatch(i*150, 150, 0))
+	}
+	eventually(t, "all rotated files are compressed", func() bool { return compressed(t, path, ".gz") })
+	for _, name := range rotated(t, path) {
+		qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(filepath.Dir(path), name))))
+	}
+	for i := range 2 {
+		mustSend(t, l, newBatch(600+i*150, 150, 0))
+	}
+	eventually(t, "the bytes are those of the directory", func() bool { return l.Stats().Bytes == sizeOf(t, path) && compressed(t, path, ".gz") })
 }
 
 func TestRotateByAge(t *testing.T) {
