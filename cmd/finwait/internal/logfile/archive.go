@@ -90,7 +90,7 @@ func (a *archive) load() error {
 		return err
 	}
 	for i, f := range names {
-		unfinished := f.temp || i+1 < len(names) && f.extension == "" && names[i+1].time.Equal(f.time) && !names[i+1].temp
+		unfinished := f.temp && !a.making(f) || i+1 < len(names) && f.extension == "" && names[i+1].time.Equal(f.time) && !names[i+1].temp
 		if !unfinished {
 			continue
 		}
@@ -105,6 +105,11 @@ func (a *archive) load() error {
 		return err
 	}
 	return nil // the log itself is too large, and will be rotated
+}
+
+// making tells whether f is what the job makes. Called with mu held.
+func (a *archive) making(f rotatedFile) bool {
+	return a.job != nil && a.job.extra == a.path(f.rotatedName)
 }
 
 // read returns all rotated files there are, also those that are not finished. Of
@@ -186,11 +191,19 @@ func (a *archive) add(n rotatedName, size int64, f *os.File) {
 	a.retire(f)
 }
 
-// retire has the goroutine sync and close a file that gets no more records.
+// maxRetired is how many files may wait to be synced and closed.
+const maxRetired = 16
+
+// retire has the goroutine sync and close a file that gets no more records. Where
+// the disk is so slow that too many wait, the caller does that.
 func (a *archive) retire(f *os.File) {
 	a.mu.Lock()
 	a.retired = append(a.retired, f)
+	tooMany := len(a.retired) > maxRetired
 	a.mu.Unlock()
+	if tooMany {
+		a.settle()
+	}
 	a.notify()
 }
 

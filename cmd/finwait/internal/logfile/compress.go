@@ -21,6 +21,7 @@ var errCanceled = errors.New("canceled")
 // has failed.
 func (a *archive) compressAll(ctx context.Context) bool {
 	for a.extension != "" && ctx.Err() == nil {
+		a.settle()
 		f, found := a.uncompressed()
 		if !found {
 			break
@@ -50,7 +51,13 @@ func (a *archive) uncompressed() (rotatedFile, bool) {
 // compress puts a compressed file in the place of f. A crash leaves a file that
 // load removes, whenever it comes.
 func (a *archive) compress(ctx context.Context, f rotatedFile) error {
-	plain := a.path(f.rotatedName)
+	plain, to := a.path(f.rotatedName), rotatedName{time: f.time, extension: a.extension, temp: true}
+	temp := a.path(to)
+	j := a.begin(f.time, temp)
+	if j == nil {
+		return errCanceled
+	}
+	defer a.end()
 	in, err := os.OpenFile(plain, os.O_RDONLY|openFlags, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		a.forget(f.time)
@@ -60,10 +67,6 @@ func (a *archive) compress(ctx context.Context, f rotatedFile) error {
 		return err
 	}
 	defer in.Close()
-	to := rotatedName{time: f.time, extension: a.extension, temp: true}
-	temp := a.path(to)
-	j := a.begin(f.time, temp)
-	defer a.end()
 	size, err := a.pack(ctx, in, j, temp)
 	if err != nil {
 		_ = a.unlink(temp) // end does not know of it if j was canceled before it was there
@@ -89,9 +92,13 @@ func (a *archive) forget(t time.Time) {
 	a.total()
 }
 
+// begin returns the job of compressing a file, nil if it has been removed.
 func (a *archive) begin(of time.Time, temp string) *job {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if !slices.ContainsFunc(a.files, func(f rotatedFile) bool { return f.time.Equal(of) }) {
+		return nil
+	}
 	a.job = &job{of: of, extra: temp}
 	return a.job
 }

@@ -16,7 +16,7 @@ import (
 const fileMode = 0o640
 
 // errLocked says that another process writes the log.
-var errLocked = errors.New("another process writes this log")
+var errLocked = errors.New("another process writes this log (stop it, or choose another file)")
 
 // resolve returns where path leads if it is a symbolic link, whether or not there
 // is a file. The links of today are whoever chose the path wants; those of later
@@ -99,8 +99,9 @@ func (l *Log) fit(p []byte) int {
 // due tells whether the file has to be rotated, whatever comes.
 func (l *Log) due() bool {
 	tooOld := l.opts.MaxAge > 0 && !l.started.IsZero() && time.Since(l.started) >= l.opts.MaxAge
-	tooBig := l.opts.MaxSize > 0 && (l.size > l.opts.MaxSize || l.tooBig)
-	return l.size > 0 && (tooOld || tooBig)
+	tooBig := l.opts.MaxSize > 0 && l.size > l.opts.MaxSize
+	cannotGrow := l.tooBig && (l.opts.MaxAge > 0 || l.opts.MaxSize > 0)
+	return l.size > 0 && (tooOld || tooBig || cannotGrow)
 }
 
 // look sees to it that the open file is the one that is at the path, and learns its
@@ -153,6 +154,7 @@ func (l *Log) leave() {
 	if l.file == nil {
 		return
 	}
+	l.finish()
 	if l.stream {
 		_ = l.file.Close()
 	} else {
@@ -309,6 +311,7 @@ func (l *Log) rotate() error {
 	l.rotateAt, l.stuck = time.Time{}, nil
 	l.counters.rotated.Add(1)
 	old, statErr := l.file.Stat()
+	l.finish()
 	l.archive.add(name, l.size, l.file)
 	l.file = nil
 	if err := l.open(); err != nil {
@@ -352,6 +355,17 @@ func (l *Log) putFirst() error {
 	}
 	l.counters.patched.Add(1)
 	return nil
+}
+
+// finish ends the line that this process has begun, if it can, since the file gets
+// no other record. It leaves alone what was there before.
+func (l *Log) finish() {
+	if len(l.first) > 1 {
+		if n, _ := l.file.Write(l.first); n == len(l.first) {
+			l.counters.patched.Add(1)
+		}
+	}
+	l.first = l.first[:0]
 }
 
 // wrote remembers that there is a record more.

@@ -214,6 +214,7 @@ func (l *Log) Close() error {
 	if l.file == nil || l.stdout {
 		return nil
 	}
+	l.finish()
 	var err error
 	if !l.stream && l.opts.Sync != SyncNever {
 		err = l.file.Sync()

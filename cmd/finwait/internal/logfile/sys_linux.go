@@ -22,7 +22,8 @@ const (
 func lock(f *os.File) error {
 	err := control(f, func(fd int) error {
 		for {
-			if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != unix.EINTR {
+			err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+			if !errors.Is(err, unix.EINTR) {
 				return err
 			}
 		}
@@ -44,7 +45,7 @@ func writable(f *os.File, wait time.Duration) (bool, error) {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 		n, err := unix.Poll(fds, int(wait.Milliseconds()))
 		ready = n > 0
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			return nil
 		}
 		return err
