@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,10 @@ import (
 	"time"
 
 	"github.com/go-quicktest/qt"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"golang.org/x/sys/unix"
 
 	"github.com/finwait/finwait/test/internal/netns"
 	"github.com/finwait/finwait/test/internal/traffic"
@@ -349,4 +354,104 @@ func TestPrometheus(t *testing.T) {
 	if t.Failed() {
 		guards.excuse(t)
 	}
+}
+
+// scrape returns what the agent at address says, by the names of the metrics.
+func scrape(t *testing.T, address string) (text []byte, families map[string]*dto.MetricFamily) {
+	t.Helper()
+	resp, err := http.Get("http://" + address + "/metrics")
+	qt.Assert(t, qt.IsNil(err))
+	defer resp.Body.Close()
+	text, err = io.ReadAll(resp.Body)
+	qt.Assert(t, qt.IsNil(err))
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err = parser.TextToMetricFamilies(bytes.NewReader(text))
+	qt.Assert(t, qt.IsNil(err))
+	return text, families
+}
+
+// labeled returns the metric that has all of those labels: names and values.
+func labeled(t *testing.T, f *dto.MetricFamily, want ...string) *dto.Metric {
+	t.Helper()
+next:
+	for _, m := range f.GetMetric() {
+		labels := map[string]string{}
+		for _, l := range m.GetLabel() {
+			labels[l.GetName()] = l.GetValue()
+		}
+		for i := 0; i < len(want); i += 2 {
+			if labels[want[i]] != want[i+1] {
+				continue next
+			}
+		}
+		return m
+	}
+	t.Fatalf("%s has none with %q", f.GetName(), want)
+	return nil
+}
+
+// TestBreakdowns has a service with connections, and what /metrics says of its port
+// and of the cgroup of this process.
+func TestBreakdowns(t *testing.T) {
+	netns.RequireRoot(t)
+	at := unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	qt.Assert(t, qt.IsNil(err))
+	defer unix.Close(listener)
+	qt.Assert(t, qt.IsNil(errors.Join(unix.Bind(listener, &at), unix.Listen(listener, connections))))
+	name, err := unix.Getsockname(listener)
+	qt.Assert(t, qt.IsNil(err))
+	at = *name.(*unix.SockaddrInet4)
+	port := strconv.Itoa(at.Port)
+	address := startExporter(t, "9", port)
+	guards := watchGuards(t)
+
+	var ends []int
+	for range connections {
+		client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.IsNil(unix.Connect(client, &at)))
+		server, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+		qt.Assert(t, qt.IsNil(err))
+		ends = append(ends, client, server)
+	}
+	text, families := scrape(t, address)
+	promtool(t, text, "check", "metrics")
+	sockets := families["finwait_service_sockets"]
+	for state, want := range map[string]float64{"established": connections, "listen": 1, "time_wait": 0} {
+		qt.Check(t, qt.Equals(labeled(t, sockets, "port", port, "state", state).GetGauge().GetValue(), want), qt.Commentf("%s", state))
+		qt.Check(t, qt.Equals(labeled(t, sockets, "port", "9", "state", state).GetGauge().GetValue(), 0), qt.Commentf("%s", state))
+	}
+	inOthers := labeled(t, sockets, "port", "other", "state", "established").GetGauge().GetValue()
+	qt.Check(t, qt.IsTrue(inOthers >= connections), qt.Commentf("%v: the other ends are not there", inOthers))
+	ours := labeled(t, families["finwait_cgroup_sockets"], "cgroup", ownCgroup(t), "state", "established").GetGauge().GetValue()
+	qt.Check(t, qt.IsTrue(ours >= 2*connections), qt.Commentf("%v", ours))
+
+	for _, fd := range ends {
+		qt.Check(t, qt.IsNil(unix.Close(fd)))
+	}
+	dwell := func() uint64 {
+		_, families := scrape(t, address)
+		return labeled(t, families["finwait_service_dwell_seconds"], "port", port, "state", "established").GetHistogram().GetSampleCount()
+	}
+	for deadline := time.Now().Add(patience); dwell() != connections; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			guards.excuse(t)
+			t.Fatalf("%d times in ESTABLISHED, not %d", dwell(), connections)
+		}
+	}
+}
+
+// ownCgroup returns the path of the version 2 cgroup of this process.
+func ownCgroup(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/cgroup")
+	qt.Assert(t, qt.IsNil(err))
+	for line := range strings.Lines(string(text)) {
+		if path, ok := strings.CutPrefix(line, "0::"); ok {
+			return strings.TrimSpace(path)
+		}
+	}
+	t.Skip("no cgroups of version 2")
+	return ""
 }
