@@ -1,6 +1,6 @@
 // Package metrics tells Prometheus what a tracer has counted. All is read from
-// the kernel when Prometheus asks, and nothing is kept in between, so that no
-// number can be another than the tracer's own.
+// the kernel when Prometheus asks, and no count is kept in between, so that none can
+// be another than the tracer's own.
 package metrics
 
 import (
@@ -60,8 +60,8 @@ func ProfileOptions(servicePorts []uint16) *tracer.ProfileOptions {
 // sockets. Prometheus itself gives up after 10 seconds by default.
 const patience = 3 * time.Second
 
-// A Collector reads its source at each scrape, each of the kernel's maps once for
-// each number that is made of it.
+// A Collector reads its source at each scrape, and asks it for nothing twice. It keeps
+// the last censuses, and how often something could not be read.
 type Collector struct {
 	source  Source
 	opts    Options
