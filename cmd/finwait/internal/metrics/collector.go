@@ -1,6 +1,6 @@
 // Package metrics tells Prometheus what a tracer has counted. All is read from
-// the kernel when Prometheus asks, and nothing is kept in between, so that no
-// number can be another than the tracer's own.
+// the kernel when Prometheus asks, and no count is kept in between, so that none can
+// be another than the tracer's own.
 package metrics
 
 import (
@@ -31,7 +31,8 @@ type Source interface {
 
 // Options are those of a Collector.
 type Options struct {
-	// Queues are those of which it is told what became of the records.
+	// Queues are those of which it is told what became of the records. No two have
+	// the same name.
 	Queues []*sink.Queue
 	// Sampling returns the share of connections that are recorded; nil stands
 	// for all. It is asked at each scrape.
@@ -54,12 +55,13 @@ func ProfileOptions(servicePorts []uint16) *tracer.ProfileOptions {
 	return &tracer.ProfileOptions{By: tracer.ProfileByState}
 }
 
-// patience is how long a scrape waits for the kernel. Prometheus itself gives up
-// after 10 seconds by default.
-const patience = 5 * time.Second
+// patience is how long a part of a scrape may take. Not all of them take long: gauges
+// wait at the start until what was there is counted, and a census may be of many
+// sockets. Prometheus itself gives up after 10 seconds by default.
+const patience = 3 * time.Second
 
-// A Collector reads its source at each scrape, each of the kernel's maps once for
-// each number that is made of it.
+// A Collector reads its source at each scrape, and asks it for nothing twice. It keeps
+// the last censuses, and how often something could not be read.
 type Collector struct {
 	source  Source
 	opts    Options
@@ -77,6 +79,12 @@ type Collector struct {
 type part struct {
 	name    string
 	collect func(context.Context, chan<- prometheus.Metric) error
+}
+
+func (p *part) collectInTime(ch chan<- prometheus.Metric) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return p.collect(ctx, ch)
 }
 
 // New returns a collector of what source has counted.
@@ -120,10 +128,8 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	for _, p := range c.parts {
-		c.note(p.name, p.collect(ctx, ch))
+		c.note(p.name, p.collectInTime(ch))
 	}
 	c.collectAudit(ch)
 	c.collectQueues(ch)
