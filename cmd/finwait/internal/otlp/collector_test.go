@@ -80,6 +80,7 @@ type collector struct {
 	dir        string
 	grpc, http string // addresses
 	processors string // of the pipelines
+	flush      string // how often it writes to the file, 1h for when it ends
 	runs       int
 	process    *exec.Cmd
 	output     *bytes.Buffer
@@ -96,7 +97,7 @@ func newCollector(t *testing.T) *collector {
 		}
 		t.Skip(err)
 	}
-	c := &collector{t: t, dir: t.TempDir(), grpc: freeAddress(t), http: freeAddress(t), processors: "[batch]"}
+	c := &collector{t: t, dir: t.TempDir(), grpc: freeAddress(t), http: freeAddress(t), processors: "[batch]", flush: "1h"}
 	t.Cleanup(func() {
 		c.stop(syscall.SIGKILL)
 		if t.Failed() && c.output != nil {
@@ -122,13 +123,13 @@ func (c *collector) start() {
 receivers: {otlp: {protocols: {grpc: {endpoint: %q}, http: {endpoint: %q}}}}
 processors: {batch: {timeout: 50ms}}
 exporters:
-  file/logs: {path: %q, flush_interval: 5ms}
-  file/metrics: {path: %q, flush_interval: 5ms}
+  file/logs: {path: %q, flush_interval: %s}
+  file/metrics: {path: %q, flush_interval: 1h}
 service:
   pipelines:
     logs: {receivers: [otlp], processors: %s, exporters: [file/logs]}
-    metrics: {receivers: [otlp], processors: %[5]s, exporters: [file/metrics]}
-`, c.grpc, c.http, c.file("logs", c.runs), c.file("metrics", c.runs), c.processors)
+    metrics: {receivers: [otlp], processors: %[6]s, exporters: [file/metrics]}
+`, c.grpc, c.http, c.file("logs", c.runs), c.flush, c.file("metrics", c.runs), c.processors)
 	path := filepath.Join(c.dir, "config.yaml")
 	qt.Assert(c.t, qt.IsNil(os.WriteFile(path, []byte(config), 0o600)))
 	binary, _ := collectorBinary()
@@ -444,6 +445,7 @@ func TestCollectorKilled(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			c := newCollector(t)
 			c.processors = "[]" // an answer comes when a record has been written
+			c.flush = "5ms"     // nearly so
 			c.start()
 			grpc, http := newProxy(t, c.grpc), newProxy(t, c.http)
 			w := newWorkload(3000, 0)
@@ -463,6 +465,9 @@ func TestCollectorKilled(t *testing.T) {
 			http.silent.Store(false)
 			grpc.cut()
 			http.cut()
+			// What writes at intervals may write nonsense when it ends: its last
+			// write and that of the interval can be at the same time.
+			c.flush = "1h"
 			c.start()
 			l := closed(t, q)
 			c.stop(syscall.SIGTERM)
