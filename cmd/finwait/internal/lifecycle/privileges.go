@@ -29,8 +29,8 @@ var Capabilities = []Capability{
 	},
 	{
 		Name:    "CAP_SYSLOG",
-		Use:     "read where the kernel's functions lie, which the timer tracepoints need",
-		Without: "does not start where the kernel takes no probes and shows `/proc/kallsyms` to nobody else",
+		Use:     "read where the kernel's functions lie",
+		Without: "does not start where the kernel takes no probes, and does not know some reasons where it does; unless `/proc/kallsyms` is shown to everybody",
 	},
 	{
 		Name:    "CAP_SYS_ADMIN",
@@ -59,7 +59,7 @@ var Capabilities = []Capability{
 	{
 		Name:    "CAP_SETPCAP",
 		Use:     "empty the bounding set and lock the secure bits when the others are dropped",
-		Without: "both stay as they were at the start",
+		Without: "leaves both as they were",
 	},
 }
 
