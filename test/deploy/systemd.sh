@@ -56,6 +56,7 @@ make_system() {
 	rm -rf "$dir"
 }
 
+# shellcheck disable=SC2016,SC2317 # retry calls it, and mmdebstrap has a shell of its own
 mmdebstrap_into() {
 	rm -rf "$1"
 	mmdebstrap --quiet --mode=root --variant=apt --include="$guest_packages" \
