@@ -108,11 +108,12 @@ before; and how many sockets are in each state now.`,
   finwait count --by process --watch 1s
   finwait profile --duration 1m               how long sockets stay in each state
   finwait stuck                               what sits in a state for too long, and whose it is
+  finwait report finwait.json                 what a log of transitions or connections says in all
   finwait explain CLOSE_WAIT
   finwait features                            whether and how it works on this host`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newExplainCommand(), newFeaturesCommand())
+	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newReportCommand(), newExplainCommand(), newFeaturesCommand())
 	return root
 }

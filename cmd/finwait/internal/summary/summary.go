@@ -1,11 +1,12 @@
-// Package report sums up what was recorded: transitions and connections, each for
+// Package summary sums up what was recorded: transitions and connections, each for
 // themselves, since a log may have both of one connection.
 //
 // Memory is bounded, whatever the records say: states, reasons and ports are few,
 // times go into histograms, and of process names the frequent ones are kept.
-package report
+package summary
 
 import (
+	"slices"
 	"time"
 
 	"github.com/finwait/finwait/tracer"
@@ -19,6 +20,10 @@ type Report struct {
 	// First and Last are the times of the earliest and the latest record; the zero
 	// time if there is none.
 	First, Last time.Time
+	// Files is how many were read, Damaged how many of their lines are no records,
+	// and Broken how many files could not be read to their end.
+	Files           int
+	Damaged, Broken uint64
 	// Transitions and Conns are about records of one kind alone.
 	Transitions, Conns Kind
 
@@ -109,6 +114,26 @@ func (r *Report) Count(t tracer.Transition) uint64 {
 	return r.matrix[t.Old][t.New]
 }
 
+// Happened returns the transitions of which there are records: the legal ones in
+// the order of a connection's life, and then what else a log may say.
+func (r *Report) Happened() (all []tracer.Transition) {
+	legal := tracer.LegalTransitions()
+	for _, t := range legal {
+		if r.Count(t) > 0 {
+			all = append(all, t)
+		}
+	}
+	for _, from := range tracer.States() {
+		for _, to := range tracer.States() {
+			t := tracer.Transition{Old: from, New: to}
+			if r.Count(t) > 0 && !slices.Contains(legal, t) {
+				all = append(all, t)
+			}
+		}
+	}
+	return all
+}
+
 // TimeWaitEnded returns how many connections have left TIME_WAIT for that reason.
 func (r *Report) TimeWaitEnded(reason tracer.Reason) uint64 { return r.timeWaitEnded[reason] }
 
@@ -150,6 +175,23 @@ func (k *Kind) Dwell(s tracer.State) *Dwell {
 
 // Ended returns how many have ended that way.
 func (k *Kind) Ended(way End) uint64 { return k.ends[way] }
+
+// Ends returns the reasons for which something has ended, in the order of their
+// numbers.
+func (k *Kind) Ends() (reasons []tracer.Reason) {
+	for _, reason := range tracer.Reasons() {
+		for _, side := range Sides {
+			if k.ends[End{reason, side}] > 0 {
+				reasons = append(reasons, reason)
+				break
+			}
+		}
+	}
+	return reasons
+}
+
+// Sides are those that there can be in an End.
+var Sides = []tracer.Side{tracer.SideLocal, tracer.SidePeer, tracer.SideBoth, tracer.SideUnknown}
 
 // maxRatios is how many ratios are told apart.
 const maxRatios = 8

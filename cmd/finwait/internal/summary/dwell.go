@@ -1,4 +1,4 @@
-package report
+package summary
 
 import (
 	"math"
@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// The buckets are exact below 64 ns, and from there on each power of two is in 32
+// The buckets are exact below 256 ns, and from there on each power of two is in 128
 // parts.
 const (
-	subBits    = 5
+	subBits    = 7
 	subBuckets = 1 << subBits
 	numBuckets = (63-subBits)*subBuckets + subBuckets
 )
@@ -23,14 +23,17 @@ type Dwell struct {
 	Count uint64
 	// Unknown is the number of stays of which the time is not known.
 	Unknown uint64
-	// Max is the longest time, exactly.
-	Max time.Duration
+	// Min and Max are the shortest and the longest time, exactly.
+	Min, Max time.Duration
 
 	buckets [numBuckets]uint64
 }
 
 func (d *Dwell) add(t time.Duration) {
 	t = max(t, 0)
+	if d.Min = min(d.Min, t); d.Count == 0 {
+		d.Min = t
+	}
 	d.Count++
 	d.Max = max(d.Max, t)
 	d.buckets[bucketOf(uint64(t))]++
@@ -43,7 +46,7 @@ func (d *Dwell) Quantile(q float64) time.Duration {
 	var sum uint64
 	for i, n := range d.buckets {
 		if sum += n; n > 0 && sum >= rank {
-			return min(middleOf(i), d.Max)
+			return min(max(middleOf(i), d.Min), d.Max)
 		}
 	}
 	return d.Max
