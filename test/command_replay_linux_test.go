@@ -1,6 +1,7 @@
 package test
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,6 +42,7 @@ func TestCommandReplay(t *testing.T) {
 	log := all.stop().stdout + conns.stop().stdout
 	qt.Assert(t, qt.Equals(strings.Count(log, "\n"), filterTraffic+filterConns))
 	qt.Check(t, qt.Equals(replayLog(t, log, "trace")+replayLog(t, log, "conns"), log))
+	checkReport(t, log)
 	for i, args := range filters {
 		got := replayLog(t, log, "trace", args...)
 		live[i].awaitLines(strings.Count(got, "\n"))
@@ -59,6 +61,45 @@ func TestCommandReplay(t *testing.T) {
 
 // filterConns is how many connections makeFilterTraffic makes, each with two ends.
 const filterConns = 2 * (4*connections + 1)
+
+// checkReport holds what finwait report counts to what the records are.
+func checkReport(t testing.TB, log string) {
+	t.Helper()
+	cmd := asNobody(exec.Command(binary(t), "report", "--format", "json", "-"))
+	cmd.Stdin = strings.NewReader(log)
+	res := runCommand(t, cmd)
+	qt.Assert(t, qt.Equals(res.code, 0), qt.Commentf("%s", res.stderr))
+	var got struct {
+		Transitions struct {
+			Matrix []struct {
+				Old   string `json:"old_state"`
+				New   string `json:"new_state"`
+				Count int    `json:"count"`
+			} `json:"matrix"`
+		} `json:"transitions"`
+		Connections struct {
+			Records int `json:"records"`
+			Ends    []struct {
+				Reason string `json:"reason"`
+				Count  int    `json:"count"`
+			} `json:"ends"`
+		} `json:"connections"`
+	}
+	qt.Assert(t, qt.IsNil(json.Unmarshal([]byte(res.stdout), &got)))
+	all := 0
+	for _, cell := range got.Transitions.Matrix {
+		all += cell.Count
+		qt.Check(t, qt.Equals(strings.Count(log, `"old_state":"`+cell.Old+`","new_state":"`+cell.New+`"`), cell.Count))
+	}
+	qt.Check(t, qt.Equals(all, filterTraffic))
+	qt.Check(t, qt.Equals(got.Connections.Records, filterConns))
+	ended := 0
+	for _, e := range got.Connections.Ends {
+		ended += e.Count
+		qt.Check(t, qt.Equals(e.Reason, "fin"))
+	}
+	qt.Check(t, qt.Equals(ended, filterConns))
+}
 
 // replayLog returns what a process without privileges reads of log.
 func replayLog(t testing.TB, log, command string, args ...string) string {
