@@ -109,6 +109,7 @@ before; and how many sockets are in each state now.`,
   finwait count --by process --watch 1s
   finwait profile --duration 1m               how long sockets stay in each state
   finwait stuck                               what sits in a state for too long, and whose it is
+  finwait report finwait.json                 what a log of transitions or connections says in all
   finwait explain CLOSE_WAIT
   finwait features                            whether and how it works on this host
   finwait serve --log /var/log/finwait.log    the agent: a log of records, and metrics for Prometheus`,
@@ -116,7 +117,11 @@ before; and how many sockets are in each state now.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+<<<<<<< HEAD
 	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newExplainCommand(), newFeaturesCommand(), newServeCommand())
+=======
+	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newReportCommand(), newExplainCommand(), newFeaturesCommand())
+>>>>>>> h-replay
 	return root
 }
 

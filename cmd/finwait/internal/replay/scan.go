@@ -62,19 +62,27 @@ func (s *scanner) text() ([]byte, error) {
 		return nil, err
 	}
 	start := s.pos
-	for ; s.pos < len(s.data); s.pos++ {
-		switch c := s.data[s.pos]; {
-		case c == '"':
+	for i, c := range s.data[start:] {
+		if isPlain[c] {
+			continue
+		}
+		s.pos = start + i
+		if c == '"' {
 			s.pos++
 			return s.data[start : s.pos-1], nil
-		case c == '\\' || c >= utf8.RuneSelf:
-			return s.unquote(start)
-		case c < ' ':
-			return nil, errLetter
 		}
+		return s.unquote(start)
 	}
 	return nil, errEnds
 }
+
+// isPlain says which bytes stand for themselves within a text and are ASCII.
+var isPlain = func() (plain [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		plain[c] = c != '"' && c != '\\'
+	}
+	return plain
+}()
 
 // unquote goes on with a text that begins at start and is no plain ASCII.
 func (s *scanner) unquote(start int) ([]byte, error) {
