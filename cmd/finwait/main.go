@@ -117,11 +117,10 @@ before; and how many sockets are in each state now.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-<<<<<<< HEAD
-	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newExplainCommand(), newFeaturesCommand(), newServeCommand())
-=======
-	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newReportCommand(), newExplainCommand(), newFeaturesCommand())
->>>>>>> h-replay
+	root.AddCommand(
+		newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(),
+		newReportCommand(), newServeCommand(), newExplainCommand(), newFeaturesCommand(),
+	)
 	return root
 }
 
