@@ -273,23 +273,6 @@ func checkDwells(t testing.TB, before, after *reading) {
 	qt.Check(t, qt.HasLen(after.dwells, len(tracer.States())-1))
 }
 
-// startExporter starts an agent that does nothing but tell its metrics, and returns
-// where.
-func startExporter(t *testing.T, ports ...string) (address string) {
-	t.Helper()
-	path := filepath.Join(binaryDir(), "exporter")
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../cmd/finwait/internal/metrics/testdata/exporter").CombinedOutput()
-	qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", out))
-	p := spawn(t, exec.Command(path, append([]string{"127.0.0.1:0", os.Getenv(evidenceVar)}, ports...)...))
-	p.await("address", func() bool {
-		if p.hasEnded() {
-			t.Fatalf("the exporter has ended: %s", p.stderr.String())
-		}
-		return strings.HasSuffix(p.stdout.String(), "\n")
-	})
-	return strings.TrimSpace(p.stdout.String())
-}
-
 // makeAllKinds makes connections of every kind, all at the same time, and returns the
 // transitions that this takes.
 func makeAllKinds(t *testing.T) map[tracer.Transition]uint64 {
@@ -332,7 +315,7 @@ func makeAllKinds(t *testing.T) map[tracer.Transition]uint64 {
 func TestPrometheus(t *testing.T) {
 	netns.RequireRoot(t)
 	requireProgram(t, "prometheus")
-	address := startExporter(t)
+	address := serve(t, agentDir(t)).addr
 	tr, err := tracer.New(&tracer.Options{
 		NoTransitions: true, Evidence: wantedEvidence(t), Profile: &tracer.ProfileOptions{By: tracer.ProfileByState},
 	})
@@ -413,7 +396,7 @@ func TestBreakdowns(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	at = *name.(*unix.SockaddrInet4)
 	port := strconv.Itoa(at.Port)
-	address := startExporter(t, "9", port)
+	address := serve(t, agentDir(t), "--by-cgroup", "--service-ports", "9,"+port).addr
 	guards := watchGuards(t)
 
 	var ends []int

@@ -147,7 +147,6 @@ func (c *Config) tracerOptions() *tracer.Options {
 	}
 	if len(c.Addresses) > 0 || c.OTLPMetrics {
 		opts.Profile = metrics.ProfileOptions(c.ServicePorts)
-		opts.Profile.Unfiltered = true
 	}
 	return opts
 }

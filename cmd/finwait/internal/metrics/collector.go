@@ -47,12 +47,13 @@ type Options struct {
 }
 
 // ProfileOptions returns what the tracer is to be opened with, for the times that
-// sockets stay in each state.
+// sockets stay in each state: all of them, whatever is recorded.
 func ProfileOptions(servicePorts []uint16) *tracer.ProfileOptions {
+	by := tracer.ProfileByState
 	if len(servicePorts) > 0 {
-		return &tracer.ProfileOptions{By: tracer.ProfileByService}
+		by = tracer.ProfileByService
 	}
-	return &tracer.ProfileOptions{By: tracer.ProfileByState}
+	return &tracer.ProfileOptions{By: by, Unfiltered: true}
 }
 
 // patience is how long a part of a scrape may take. Not all of them take long: gauges

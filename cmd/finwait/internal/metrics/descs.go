@@ -14,9 +14,9 @@ var (
 	transitionsDesc = newDesc("transitions_total",
 		"TCP state transitions of all sockets of the host. A socket that comes into being leaves close, one that is gone enters it. Exact also where events are lost.", "old_state", "new_state")
 	dwellDesc = newDesc("dwell_seconds",
-		"Time that sockets have stayed in a state, counted when they leave it, of the transitions that pass the filters. A time that is just on the bound of a bucket is in the one above.", "state")
+		"Time that sockets have stayed in a state, counted when they leave it, whatever the filters. A time that is just on the bound of a bucket is in the one above.", "state")
 	dwellUnknownDesc = newDesc("dwell_unknown_total",
-		"Times that a socket has left a state of which it is not known since when it was in it, of the transitions that pass the filters. They are not in finwait_dwell_seconds.", "state")
+		"Times that a socket has left a state of which it is not known since when it was in it, whatever the filters. They are not in finwait_dwell_seconds.", "state")
 	endingsDesc = newDesc("endings_total",
 		"Sockets that are gone, by why and by which side closed first. Half-open connections that were given up and ends of TIME_WAIT are among them.", "reason", "side")
 	halfOpenDroppedDesc = newDesc("half_open_dropped_total",
@@ -58,7 +58,7 @@ var (
 	serviceSocketsDesc = newDesc("service_sockets",
 		"Sockets that belong to a listener on a port of --service-ports, the listener among them, at the last census. All others, outgoing connections too, are in port=\"other\".", "port", "state")
 	serviceDwellDesc = newDesc("service_dwell_seconds",
-		"Time that sockets that came out of a listener on a port of --service-ports have stayed in a state, of the transitions that pass the filters. All others, outgoing connections and those older than finwait too, are in port=\"other\".", "port", "state")
+		"Time that sockets that came out of a listener on a port of --service-ports have stayed in a state, whatever the filters. All others, outgoing connections and those older than finwait too, are in port=\"other\".", "port", "state")
 	cgroupSocketsDesc = newDesc("cgroup_sockets",
 		"Sockets of processes in a version 2 cgroup at the last census. Those of cgroups beyond the largest are in cgroup=\"other\", those that no process is known to hold (half-open, TIME_WAIT, not accepted, orphaned) in cgroup=\"unknown\".", "cgroup", "state")
 	cgroupInfoDesc = newDesc("cgroup_info",
