@@ -131,11 +131,21 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	if err := a.dropPrivileges(); err != nil {
 		return err
 	}
-	debug.FreeOSMemory() // what it took to start
+	keepSmall()
 	a.ready.Store(true)
 	a.announce()
 	a.work.Go(func() { lifecycle.Watch(a.ctx, a.log, a.alive.Check) })
 	return nil
+}
+
+// keepSmall gives back the memory that it took to start, and has the agent take less
+// from now on: of what sinks make of records nearly all is garbage at once.
+func keepSmall() {
+	const percent = 50 // more than what is in use
+	if before := debug.SetGCPercent(percent); before >= 0 && before < percent {
+		debug.SetGCPercent(before)
+	}
+	debug.FreeOSMemory()
 }
 
 // tracerOptions returns what the tracer is to be like. What it counts does not hang

@@ -18,7 +18,7 @@ import (
 // 176 bytes, or 552 if it is a connection.
 var logQueue = sink.Options{
 	Name:  "log",
-	Room:  sink.Counts{Transitions: 32_768, Conns: 16_384},
+	Room:  sink.Counts{Transitions: 16_384, Conns: 4096},
 	Batch: sink.Counts{Transitions: 1024, Conns: 512},
 }
 

@@ -34,7 +34,7 @@ type Queue struct {
 
 	mu      sync.Mutex // guards what follows
 	chunks  []*Batch   // that wait, the oldest first; only the last has room
-	spare   *Batch     // an empty one, to be used again
+	spares  []*Batch   // empty ones, to be used again
 	waiting Counts
 	closing bool
 	ledger  Ledger
@@ -85,27 +85,36 @@ func (q *Queue) add(b *Batch) {
 		chunk := q.last()
 		transitions := min(len(rest.Transitions), int(q.opts.Batch.Transitions)-len(chunk.Transitions))
 		conns := min(len(rest.Conns), int(q.opts.Batch.Conns)-len(chunk.Conns))
-		chunk.Transitions = append(chunk.Transitions, rest.Transitions[:transitions]...)
-		chunk.Conns = append(chunk.Conns, rest.Conns[:conns]...)
+		chunk.Transitions = appendTo(chunk.Transitions, rest.Transitions[:transitions], q.opts.Batch.Transitions)
+		chunk.Conns = appendTo(chunk.Conns, rest.Conns[:conns], q.opts.Batch.Conns)
 		rest = Batch{rest.Transitions[transitions:], rest.Conns[conns:]}
 		if rest.Counts().Total() == 0 {
 			return
 		}
-		q.chunks = append(q.chunks, &Batch{})
+		q.extend()
 	}
 }
 
 // last returns the chunk that has room, if any has.
 func (q *Queue) last() *Batch {
 	if len(q.chunks) == 0 {
-		chunk := &Batch{}
-		if q.spare != nil {
-			chunk, q.spare = q.spare, nil
-		}
-		q.chunks = append(q.chunks, chunk)
+		q.extend()
 	}
 	return q.chunks[len(q.chunks)-1]
 }
+
+// extend appends an empty chunk.
+func (q *Queue) extend() {
+	if n := len(q.spares); n > 0 {
+		q.chunks = append(q.chunks, q.spares[n-1])
+		q.spares = q.spares[:n-1]
+		return
+	}
+	q.chunks = append(q.chunks, &Batch{})
+}
+
+// maxSpares is how many empty chunks are kept: one is filled while another is sent.
+const maxSpares = 2
 
 // take takes the oldest chunk out, nil if none waits.
 func (q *Queue) take() *Batch {
@@ -126,9 +135,17 @@ func (q *Queue) settle(chunk *Batch, kept Counts) {
 	defer q.mu.Unlock()
 	q.ledger.Kept.add(kept)
 	q.ledger.Failed.add(chunk.Counts().sub(kept))
-	if len(q.chunks) == 0 { // after a jam the memory is given back
-		q.spare = &Batch{chunk.Transitions[:0], chunk.Conns[:0]}
+	if len(q.spares) < maxSpares {
+		q.spares = append(q.spares, &Batch{chunk.Transitions[:0], chunk.Conns[:0]})
 	}
+}
+
+// appendTo appends to a slice that is never to hold more than limit.
+func appendTo[T any](to, from []T, limit uint64) []T {
+	if to == nil && len(from) > 0 {
+		to = make([]T, 0, limit)
+	}
+	return append(to, from...)
 }
 
 // filled tells whether there is a batch that need not wait for more. Called with
