@@ -1,14 +1,12 @@
 package lifecycle
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -57,7 +55,10 @@ func (s *subject) try(what string, err error) {
 
 func beSubject(keeps string) error {
 	s := &subject{findings: findings{Failed: map[string]string{}}}
-	var err error
+	connect, netns, err := elsewhere()
+	if err != nil {
+		return err
+	}
 	s.t, err = tracer.New(&tracer.Options{
 		Conns: &tracer.ConnOptions{}, Profile: &tracer.ProfileOptions{}, AuditInterval: -1,
 	})
@@ -67,7 +68,7 @@ func beSubject(keeps string) error {
 	if err := s.drop(keeps); err != nil {
 		return err
 	}
-	s.stream()
+	s.stream(connect, netns)
 	s.read()
 	s.look()
 	s.try("Detach", s.t.Detach())
@@ -103,45 +104,34 @@ func (s *subject) drop(keeps string) (err error) {
 	return err
 }
 
-// stream makes a connection and waits for its end in both streams.
-func (s *subject) stream() {
-	var plain net.ListenConfig
-	plain.SetMultipathTCP(false)
-	l, err := plain.Listen(context.Background(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		s.try("listen", err)
-		return
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	go func() {
-		c, err := net.Dial("tcp4", l.Addr().String())
-		if err != nil {
-			return
-		}
-		server, err := l.Accept()
-		if err != nil {
-			return
-		}
-		server.(*net.TCPConn).SetLinger(0)
-		_, _ = c.Write([]byte("unread"))
-		_, _ = bufio.NewReader(server).ReadByte()
-		server.Close()
-		c.Close()
-		l.Close()
-	}()
+// stream has a connection made and waits for its end in both streams.
+func (s *subject) stream(connect func() error, netns uint32) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	s.try("Events", await(s.t.Events(ctx), func(ev *tracer.Event) bool {
-		return int(ev.Local.Port()) == port && ev.New == tracer.StateClose
-	}))
-	err = await(s.t.Conns(ctx), func(c *tracer.Conn) bool {
-		return int(c.Local.Port()) == port || int(c.Remote.Port()) == port
-	})
-	if err != nil {
-		ledger, _ := s.t.Ledger()
-		err = fmt.Errorf("%w; more is there: %v; %+v", err, s.t.PendingConns(), ledger)
+	s.try("connect", connect())
+	s.try("Events", await(s.t.Events(ctx), func(ev *tracer.Event) bool { return ev.Netns == netns && ev.New == tracer.StateClose }))
+	s.try("Conns", await(s.t.Conns(ctx), func(c *tracer.Conn) bool { return c.Netns == netns }))
+}
+
+// elsewhere returns what makes a connection in another network namespace, where it
+// may, and the namespace's number. To connect there takes no privilege.
+func elsewhere() (connect func() error, netns uint32, err error) {
+	ready, begin, done := make(chan error), make(chan struct{}), make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread stays in its namespace
+		fd, err := newNetns(&netns)
+		ready <- err
+		<-begin
+		done <- errors.Join(connectHere(false), unix.Close(fd))
+	}()
+	if err := <-ready; errors.Is(err, os.ErrPermission) {
+		var st unix.Stat_t
+		err := unix.Stat("/proc/self/ns/net", &st)
+		return func() error { return connectHere(false) }, uint32(st.Ino), err
+	} else if err != nil {
+		return nil, 0, err
 	}
-	s.try("Conns", err)
+	return func() error { close(begin); return <-done }, netns, nil
 }
 
 func await[T any](items iter.Seq2[*T, error], wanted func(*T) bool) error {
