@@ -223,7 +223,7 @@ func TestAnswers(t *testing.T) {
 				s, url := serveGRPC(t, nil, test.replies...)
 				timeout := "10000"
 				if test.replies[0].noAnswer {
-					timeout = "200"
+					timeout = "2000"
 				}
 				check(t, s, newTestLogs(t, "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT", url, "OTEL_EXPORTER_OTLP_TIMEOUT", timeout), test.kept, test.stats, test.err)
 			})
