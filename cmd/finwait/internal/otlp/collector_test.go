@@ -325,7 +325,7 @@ func TestCollector(t *testing.T) {
 			c := newCollector(t)
 			c.start()
 			w := newWorkload(6000, 3000)
-			logs, q := started(t, append(way.env(c.grpc, c.http), "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "1500", "OTEL_BLRP_MAX_QUEUE_SIZE", "10000")...)
+			logs, q := started(t, append(way.env(c.grpc, c.http), "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "1500", "OTEL_BLRP_MAX_QUEUE_SIZE", "12000")...)
 			w.put(q, 700)
 			l := closed(t, q)
 			c.stop(syscall.SIGTERM)

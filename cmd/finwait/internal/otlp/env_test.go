@@ -34,7 +34,7 @@ func TestReadEnvDefaults(t *testing.T) {
 	qt.Assert(t, qt.Equals(c.interval, time.Minute))
 	qt.Assert(t, qt.Equals(c.QueueOptions(), sink.Options{
 		Name: "otlp", Delay: time.Second,
-		Room: sink.Counts{Transitions: 32768, Conns: 32768}, Batch: sink.Counts{Transitions: 4096, Conns: 4096},
+		Room: sink.Counts{Transitions: 32768, Conns: 8192}, Batch: sink.Counts{Transitions: 4096, Conns: 1024},
 	}))
 	c = read(t, "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
 	qt.Assert(t, qt.Equals(c.endpoints[LogSignal].target, "localhost:4317"))
