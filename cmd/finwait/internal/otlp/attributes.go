@@ -5,9 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
-
-	"go.opentelemetry.io/collector/pdata/pcommon"
-	"go.opentelemetry.io/collector/pdata/plog"
+	"unicode/utf8"
 
 	"github.com/finwait/finwait/tracer"
 )
@@ -90,85 +88,90 @@ func newEncoder(cgroup func(id uint64) (tracer.Cgroup, bool)) *encoder {
 }
 
 // transition writes ev into r, which is new.
-func (e *encoder) transition(r plog.LogRecord, ev *tracer.Event, observed pcommon.Timestamp) {
+func (e *encoder) transition(r *record, ev *tracer.Event, observed time.Time) {
 	begin(r, eventTransition, ev.Time, observed, ev.Reason)
 	body, ok := e.bodies[ev.Transition]
 	if !ok {
 		body = ev.String()
 	}
-	r.Body().SetStr(body)
-	m := r.Attributes()
-	m.EnsureCapacity(24)
-	putSocket(m, ev.Family, ev.Local, ev.Remote)
+	r.body(body)
+	putSocket(r, ev.Family, ev.Local, ev.Remote)
 	if name, ok := stateNames[ev.New]; ok {
-		m.PutStr("network.connection.state", name)
+		r.text("network.connection.state", name)
 	}
-	e.putProcess(m, &ev.Owner)
-	putIDs(m, ev.Cookie, ev.Netns, ev.Family)
-	m.PutStr("finwait.old_state", ev.Old.String())
-	m.PutStr("finwait.new_state", ev.New.String())
+	e.putProcess(r, &ev.Owner)
+	putIDs(r, ev.Cookie, ev.Netns, ev.Family)
+	r.text("finwait.old_state", ev.Old.String())
+	r.text("finwait.new_state", ev.New.String())
 	if ev.DwellKnown {
-		m.PutInt("finwait.dwell_ns", ev.Dwell.Nanoseconds())
+		r.number("finwait.dwell_ns", ev.Dwell.Nanoseconds())
 	}
-	putOwner(m, &ev.Owner)
-	putEnd(m, ev.Role, ev.Reason, ev.Side)
-	m.PutStr("finwait.evidence", ev.Evidence.String())
-	e.putSampling(m)
+	putOwner(r, &ev.Owner)
+	putEnd(r, ev.Role, ev.Reason, ev.Side)
+	r.text("finwait.evidence", ev.Evidence.String())
+	e.putSampling(r)
 }
 
 // conn writes c into r, which is new.
-func (e *encoder) conn(r plog.LogRecord, c *tracer.Conn, observed pcommon.Timestamp) {
+func (e *encoder) conn(r *record, c *tracer.Conn, observed time.Time) {
 	begin(r, eventConnection, c.End, observed, c.Reason)
 	if c.Reason == tracer.ReasonUnknown {
-		r.Body().SetStr("connection ended")
+		r.body("connection ended")
 	} else {
-		r.Body().SetStr("connection ended: " + c.Reason.String())
+		r.body("connection ended: " + c.Reason.String())
 	}
-	m := r.Attributes()
-	m.EnsureCapacity(32)
-	putSocket(m, c.Family, c.Local, c.Remote)
-	e.putProcess(m, &c.Owner)
-	putIDs(m, c.Cookie, c.Netns, c.Family)
+	putSocket(r, c.Family, c.Local, c.Remote)
+	e.putProcess(r, &c.Owner)
+	putIDs(r, c.Cookie, c.Netns, c.Family)
 	if !c.Start.IsZero() {
-		m.PutInt("finwait.duration_ns", c.End.Sub(c.Start).Nanoseconds())
+		r.number("finwait.duration_ns", c.End.Sub(c.Start).Nanoseconds())
 	}
 	if len(c.Walk()) > 0 {
-		m.PutStr("finwait.walk", walk(c.Walk()))
+		r.walk(c.Walk())
 	}
 	if c.Counted {
-		putCounts(m, c)
+		putCounts(r, c)
 	}
-	putOwner(m, &c.Owner)
-	putEnd(m, c.Role, c.Reason, c.Side)
+	putOwner(r, &c.Owner)
+	putEnd(r, c.Role, c.Reason, c.Side)
 	if c.TimeWaitReason != tracer.ReasonUnknown {
-		m.PutStr("finwait.time_wait_reason", c.TimeWaitReason.String())
+		r.text("finwait.time_wait_reason", c.TimeWaitReason.String())
 	}
-	e.putSampling(m)
+	e.putSampling(r)
 }
 
 // begin writes what all records have.
-func begin(r plog.LogRecord, name string, at time.Time, observed pcommon.Timestamp, reason tracer.Reason) {
-	r.SetEventName(name)
+func begin(r *record, name string, at time.Time, observed time.Time, reason tracer.Reason) {
 	if !at.IsZero() {
-		r.SetTimestamp(pcommon.NewTimestampFromTime(at))
+		r.fixed64(recordTime, uint64(at.UnixNano()))
 	}
-	r.SetObservedTimestamp(observed)
+	r.fixed64(recordObservedTime, uint64(observed.UnixNano()))
+	r.str(recordEventName, name)
+	severity := warn
 	if slices.Contains(orderly, reason) {
-		r.SetSeverityNumber(plog.SeverityNumberInfo)
-		r.SetSeverityText("INFO")
-	} else {
-		r.SetSeverityNumber(plog.SeverityNumberWarn)
-		r.SetSeverityText("WARN")
+		severity = info
 	}
+	r.varint(recordSeverityNumber, severity.number)
+	r.str(recordSeverityText, severity.text)
 }
 
-func putSocket(m pcommon.Map, family tracer.Family, local, remote netip.AddrPort) {
-	m.PutStr("network.transport", "tcp")
+type severity struct {
+	number uint64
+	text   string
+}
+
+var (
+	info = severity{9, "INFO"}
+	warn = severity{13, "WARN"}
+)
+
+func putSocket(r *record, family tracer.Family, local, remote netip.AddrPort) {
+	r.text("network.transport", "tcp")
 	if kind := networkType(family, local.Addr()); kind != "" {
-		m.PutStr("network.type", kind)
+		r.text("network.type", kind)
 	}
-	putPlace(m, "network.local.address", "network.local.port", local, local.Addr().IsValid())
-	putPlace(m, "network.peer.address", "network.peer.port", remote, remote.Addr().IsValid() && !remote.Addr().IsUnspecified())
+	putPlace(r, "network.local.address", "network.local.port", local, local.Addr().IsValid())
+	putPlace(r, "network.peer.address", "network.peer.port", remote, remote.Addr().IsValid() && !remote.Addr().IsUnspecified())
 }
 
 // networkType returns what the packets are: the addresses tell, of an IPv6 socket
@@ -186,93 +189,109 @@ func networkType(family tracer.Family, local netip.Addr) string {
 }
 
 // putPlace leaves a zone out: it is a name that somebody chose.
-func putPlace(m pcommon.Map, address, port string, at netip.AddrPort, known bool) {
+func putPlace(r *record, address, port string, at netip.AddrPort, known bool) {
 	if known {
-		m.PutStr(address, at.Addr().WithZone("").String())
+		var text [64]byte
+		r.bytes(address, at.Addr().WithZone("").AppendTo(text[:0]))
 	}
 	if at.Port() != 0 {
-		m.PutInt(port, int64(at.Port()))
+		r.number(port, int64(at.Port()))
 	}
 }
 
 // putProcess writes what there is a convention for, of an owner.
-func (e *encoder) putProcess(m pcommon.Map, o *tracer.Owner) {
+func (e *encoder) putProcess(r *record, o *tracer.Owner) {
 	if o.Origin == tracer.OriginUnknown {
 		return
 	}
 	if o.PID != 0 {
-		m.PutInt("process.pid", int64(o.PID))
+		r.number("process.pid", int64(o.PID))
 	}
-	m.PutInt("process.real_user.id", int64(o.UID))
+	r.number("process.real_user.id", int64(o.UID))
 	if e.cgroup == nil || o.CgroupID == 0 {
 		return
 	}
 	cgroup, _ := e.cgroup(o.CgroupID)
 	if cgroup.ContainerID != "" {
-		m.PutStr("container.id", utf8Of(cgroup.ContainerID))
+		r.text("container.id", utf8Of(cgroup.ContainerID))
 	}
 	if cgroup.PodUID != "" {
-		m.PutStr("k8s.pod.uid", utf8Of(cgroup.PodUID))
+		r.text("k8s.pod.uid", utf8Of(cgroup.PodUID))
 	}
 }
 
-func putIDs(m pcommon.Map, cookie uint64, netns uint32, family tracer.Family) {
+func putIDs(r *record, cookie uint64, netns uint32, family tracer.Family) {
 	if cookie != 0 {
-		m.PutStr("finwait.cookie", strconv.FormatUint(cookie, 10))
+		r.id("finwait.cookie", cookie)
 	}
 	if netns != 0 {
-		m.PutInt("finwait.netns", int64(netns))
+		r.number("finwait.netns", int64(netns))
 	}
 	if family == tracer.FamilyIPv4 || family == tracer.FamilyIPv6 {
-		m.PutStr("finwait.family", family.String())
+		r.text("finwait.family", family.String())
 	}
 }
 
-func putCounts(m pcommon.Map, c *tracer.Conn) {
-	m.PutInt("finwait.bytes_sent", int64(c.BytesSent))
-	m.PutInt("finwait.bytes_received", int64(c.BytesReceived))
-	m.PutInt("finwait.segments_sent", int64(c.SegmentsSent))
-	m.PutInt("finwait.segments_received", int64(c.SegmentsReceived))
-	m.PutInt("finwait.retransmits", int64(c.Retransmits))
+func putCounts(r *record, c *tracer.Conn) {
+	r.number("finwait.bytes_sent", int64(c.BytesSent))
+	r.number("finwait.bytes_received", int64(c.BytesReceived))
+	r.number("finwait.segments_sent", int64(c.SegmentsSent))
+	r.number("finwait.segments_received", int64(c.SegmentsReceived))
+	r.number("finwait.retransmits", int64(c.Retransmits))
 	if c.SRTT > 0 {
-		m.PutInt("finwait.srtt_ns", c.SRTT.Nanoseconds())
+		r.number("finwait.srtt_ns", c.SRTT.Nanoseconds())
 	}
 }
 
 // putOwner writes what there is no convention for, of an owner.
-func putOwner(m pcommon.Map, o *tracer.Owner) {
+func putOwner(r *record, o *tracer.Owner) {
 	if o.Origin != tracer.OriginUnknown {
 		if comm := o.Comm(); len(comm) > 0 {
-			m.PutStr("finwait.comm", utf8Of(string(comm)))
+			r.comm(comm)
 		}
 		if o.CgroupID != 0 {
-			m.PutStr("finwait.cgroup_id", strconv.FormatUint(o.CgroupID, 10))
+			r.id("finwait.cgroup_id", o.CgroupID)
 		}
 	}
-	m.PutStr("finwait.owner", o.Origin.String())
+	r.text("finwait.owner", o.Origin.String())
 }
 
-func putEnd(m pcommon.Map, role tracer.Role, reason tracer.Reason, side tracer.Side) {
+func putEnd(r *record, role tracer.Role, reason tracer.Reason, side tracer.Side) {
 	if role != tracer.RoleUnknown {
-		m.PutStr("finwait.role", role.String())
+		r.text("finwait.role", role.String())
 	}
 	if reason != tracer.ReasonUnknown {
-		m.PutStr("finwait.reason", reason.String())
+		r.text("finwait.reason", reason.String())
 	}
 	if side != tracer.SideUnknown {
-		m.PutStr("finwait.side", side.String())
+		r.text("finwait.side", side.String())
 	}
 }
 
-func (e *encoder) putSampling(m pcommon.Map) {
+func (e *encoder) putSampling(r *record) {
 	if e.sampling != 1 {
-		m.PutDouble("finwait.sampling_ratio", e.sampling)
+		r.real("finwait.sampling_ratio", e.sampling)
 	}
 }
 
-// walk returns SYN_SENT:95000;ESTABLISHED:3200000000;LAST_ACK.
-func walk(visits []tracer.Visit) string {
-	b := make([]byte, 0, 192)
+// id writes a number of which a reader may need all 64 bits.
+func (r *record) id(key string, n uint64) {
+	var text [20]byte
+	r.bytes(key, strconv.AppendUint(text[:0], n, 10))
+}
+
+func (r *record) comm(name []byte) {
+	if utf8.Valid(name) {
+		r.bytes("finwait.comm", name)
+		return
+	}
+	r.text("finwait.comm", utf8Of(string(name)))
+}
+
+// walk writes SYN_SENT:95000;ESTABLISHED:3200000000;LAST_ACK.
+func (r *record) walk(visits []tracer.Visit) {
+	var text [512]byte // more than 12 states can take
+	b := text[:0]
 	for i, v := range visits {
 		if i > 0 {
 			b = append(b, ';')
@@ -283,5 +302,14 @@ func walk(visits []tracer.Visit) string {
 			b = strconv.AppendInt(b, v.Dwell.Nanoseconds(), 10)
 		}
 	}
-	return string(b)
+	r.bytes("finwait.walk", b)
+}
+
+// utf8Of returns s with every byte that is not UTF-8 as U+FFFD, as the JSON
+// record has it.
+func utf8Of(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return string([]rune(s))
 }

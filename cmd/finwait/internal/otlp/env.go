@@ -85,8 +85,8 @@ type attribute struct{ key, value string }
 //	OTEL_SERVICE_NAME                      default finwait
 //	OTEL_RESOURCE_ATTRIBUTES               key=value,key=value, percent-encoded
 //	OTEL_BLRP_SCHEDULE_DELAY               how long records wait for others in milliseconds, 1000 by default
-//	OTEL_BLRP_MAX_EXPORT_BATCH_SIZE        how many records of a kind are sent together, 512 by default
-//	OTEL_BLRP_MAX_QUEUE_SIZE               how many records of a kind may wait, 4096 by default
+//	OTEL_BLRP_MAX_EXPORT_BATCH_SIZE        how many transitions are sent together, 1024 by default
+//	OTEL_BLRP_MAX_QUEUE_SIZE               how many transitions may wait, 8192 by default
 //	OTEL_BLRP_EXPORT_TIMEOUT               how long a batch is tried in milliseconds, 60000 by default
 //	OTEL_METRIC_EXPORT_INTERVAL            milliseconds between metrics, 60000 by default
 //	OTEL_METRIC_EXPORT_TIMEOUT             how long metrics are tried in milliseconds, 30000 by default
@@ -98,8 +98,8 @@ func ReadEnv(lookup func(string) (string, bool)) (*Config, error) {
 		service:    e.text(e.get("OTEL_SERVICE_NAME")),
 		attributes: e.pairs(e.get("OTEL_RESOURCE_ATTRIBUTES")),
 		delay:      e.milliseconds(e.get("OTEL_BLRP_SCHEDULE_DELAY"), time.Second),
-		batch:      e.count(e.get("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE"), 512),
-		room:       e.count(e.get("OTEL_BLRP_MAX_QUEUE_SIZE"), 4096),
+		batch:      e.count(e.get("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE"), 1024),
+		room:       e.count(e.get("OTEL_BLRP_MAX_QUEUE_SIZE"), 8192),
 		interval:   e.milliseconds(e.get("OTEL_METRIC_EXPORT_INTERVAL"), time.Minute),
 	}
 	if room := e.get("OTEL_BLRP_MAX_QUEUE_SIZE"); c.batch > c.room && room.value != "" {
@@ -118,15 +118,12 @@ func ReadEnv(lookup func(string) (string, bool)) (*Config, error) {
 	return c, nil
 }
 
-// QueueOptions returns what the queue before a Logs is to be like. Log is the
-// caller's.
+// QueueOptions returns what the queue before a Logs is to be like. Of connections
+// there are a quarter as many as of transitions: each has several transitions, and
+// is three times as large. Log is the caller's.
 func (c *Config) QueueOptions() sink.Options {
-	return sink.Options{
-		Name:  "otlp",
-		Room:  sink.Counts{Transitions: c.room, Conns: c.room},
-		Batch: sink.Counts{Transitions: c.batch, Conns: c.batch},
-		Delay: c.delay,
-	}
+	counts := func(n uint64) sink.Counts { return sink.Counts{Transitions: n, Conns: max(n/4, 1)} }
+	return sink.Options{Name: "otlp", Room: counts(c.room), Batch: counts(c.batch), Delay: c.delay}
 }
 
 // env reads variables, and keeps the first error.

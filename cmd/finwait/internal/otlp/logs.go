@@ -7,11 +7,6 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
-
-	"go.opentelemetry.io/collector/pdata/pcommon"
-	"go.opentelemetry.io/collector/pdata/plog"
-	"go.opentelemetry.io/collector/pdata/plog/plogotlp"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/sink"
 	"github.com/finwait/finwait/tracer"
@@ -35,8 +30,9 @@ type LogOptions struct {
 type Logs struct {
 	client   *client
 	encoder  *encoder
-	resource []attribute
-	version  string
+	origin   origin
+	scratch  message       // of records
+	one      message       // of one
 	sampling atomic.Uint64 // the bits of the ratio
 }
 
@@ -50,8 +46,8 @@ func NewLogs(c *Config, opts LogOptions) (*Logs, error) {
 		return nil, err
 	}
 	l := &Logs{
-		client: client, encoder: newEncoder(opts.Cgroup), version: opts.Version,
-		resource: c.resource(thisHost(), opts.Version, os.LookupEnv),
+		client: client, encoder: newEncoder(opts.Cgroup),
+		origin: newOrigin(c.resource(thisHost(), opts.Version, os.LookupEnv), opts.Version),
 	}
 	l.SetSamplingRatio(1)
 	return l, nil
@@ -79,44 +75,34 @@ func (l *Logs) Send(ctx context.Context, b *sink.Batch) (kept sink.Counts, err e
 
 // sendAll sends records in as many requests as it takes, and returns how many
 // are taken.
-func sendAll[T any](ctx context.Context, l *Logs, records []T, encode func(plog.LogRecord, *T, pcommon.Timestamp), tooLate time.Time) (uint64, error) {
-	if len(records) == 0 {
-		return 0, nil
+func sendAll[T any](ctx context.Context, l *Logs, records []T, encode func(*record, *T, time.Time), tooLate time.Time) (taken uint64, err error) {
+	for len(records) > 0 {
+		body, n := request(l, records, encode)
+		kept, sendErr := l.client.deliver(ctx, body, n, tooLate)
+		taken += uint64(kept)
+		err = errors.Join(err, sendErr)
+		records = records[n:]
 	}
-	body, err := request(l, records, encode)
-	if err != nil {
-		return 0, err
-	}
-	if len(body) > maxRequest && len(records) > 1 {
-		half := len(records) / 2
-		first, err1 := sendAll(ctx, l, records[:half], encode, tooLate)
-		second, err2 := sendAll(ctx, l, records[half:], encode, tooLate)
-		return first + second, errors.Join(err1, err2)
-	}
-	taken, err := l.client.deliver(ctx, body, len(records), tooLate)
-	return uint64(taken), err
+	return taken, err
 }
 
-// request returns a request with the records.
-func request[T any](l *Logs, records []T, encode func(plog.LogRecord, *T, pcommon.Timestamp)) ([]byte, error) {
-	logs := plog.NewLogs()
-	of := logs.ResourceLogs().AppendEmpty()
-	setResource(of.Resource(), l.resource)
-	in := of.ScopeLogs().AppendEmpty()
-	setScope(in.Scope(), l.version)
-	observed := pcommon.NewTimestampFromTime(time.Now())
-	in.LogRecords().EnsureCapacity(len(records))
+// request returns a request with the first of the records, and how many it has:
+// those that are not too large for one, but at least one.
+func request[T any](l *Logs, records []T, encode func(*record, *T, time.Time)) (body []byte, n int) {
+	const most = maxRequest - 64<<10 // for who sends
+	observed := time.Now()
+	all := l.scratch[:0]
 	for i := range records {
-		encode(in.LogRecords().AppendEmpty(), &records[i], observed)
+		r := record{l.one[:0]}
+		encode(&r, &records[i], observed)
+		l.one = r.message
+		if i > 0 && len(all)+sizeOf(len(r.message)) > most {
+			break
+		}
+		all.start(scopeLogsRecords, len(r.message))
+		all = append(all, r.message...)
+		n++
 	}
-	return plogotlp.NewExportRequestFromLogs(logs).MarshalProto()
-}
-
-// utf8Of returns s with every byte that is not UTF-8 as U+FFFD, as the JSON
-// record has it.
-func utf8Of(s string) string {
-	if utf8.ValidString(s) {
-		return s
-	}
-	return string([]rune(s))
+	l.scratch = all
+	return l.origin.request(all), n
 }

@@ -16,8 +16,8 @@ package otlp
 
 import "go.opentelemetry.io/collector/pdata/pcommon"
 
-// scopeName is the name of the instrumentation scope.
-const scopeName = "github.com/finwait/finwait"
+// scopeOf is the name of the instrumentation scope.
+const scopeOf = "github.com/finwait/finwait"
 
 // A Signal is a kind of telemetry, with settings of its own.
 type Signal int
@@ -42,6 +42,6 @@ var signals = [numSignals]struct {
 
 // setScope fills in who has made the records.
 func setScope(scope pcommon.InstrumentationScope, version string) {
-	scope.SetName(scopeName)
+	scope.SetName(scopeOf)
 	scope.SetVersion(version)
 }

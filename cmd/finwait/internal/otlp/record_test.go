@@ -223,12 +223,18 @@ func (w *wanted) check(t *testing.T, r plog.LogRecord) {
 	qt.Assert(t, qt.DeepEquals(r.Attributes().AsRaw(), w.attributes))
 }
 
-// decoded returns the records of a request.
-func decoded(t *testing.T, body []byte) []plog.LogRecord {
+// decodedLogs returns what is in a request, as another library reads it.
+func decodedLogs(t *testing.T, body []byte) plog.Logs {
 	t.Helper()
 	request := plogotlp.NewExportRequest()
 	qt.Assert(t, qt.IsNil(request.UnmarshalProto(body)))
-	return recordsOf(request.Logs())
+	return request.Logs()
+}
+
+// decoded returns the records of a request.
+func decoded(t *testing.T, body []byte) []plog.LogRecord {
+	t.Helper()
+	return recordsOf(decodedLogs(t, body))
 }
 
 func recordsOf(logs plog.Logs) (all []plog.LogRecord) {
@@ -242,9 +248,9 @@ func recordsOf(logs plog.Logs) (all []plog.LogRecord) {
 	return all
 }
 
-// noTransport takes nothing.
+// testLogs returns one that only makes requests.
 func testLogs() *Logs {
-	l := &Logs{encoder: newEncoder(testCgroup), version: "v1", resource: []attribute{{"service.name", "finwait"}}}
+	l := &Logs{encoder: newEncoder(testCgroup), origin: newOrigin([]attribute{{"service.name", "finwait"}, {"a", ""}}, "v1")}
 	l.SetSamplingRatio(1)
 	return l
 }
@@ -259,8 +265,8 @@ func TestRecords(t *testing.T) {
 	}
 	l := testLogs()
 	before := time.Now()
-	body, err := request(l, events, l.encoder.transition)
-	qt.Assert(t, qt.IsNil(err))
+	body, n := request(l, events, l.encoder.transition)
+	qt.Assert(t, qt.Equals(n, len(events)))
 	seen := map[string]bool{}
 	for i, record := range decoded(t, body) {
 		wantTransition(&events[i]).check(t, record)
@@ -269,8 +275,12 @@ func TestRecords(t *testing.T) {
 			seen[key] = true
 		}
 	}
-	body, err = request(l, conns, l.encoder.conn)
-	qt.Assert(t, qt.IsNil(err))
+	of := decodedLogs(t, body).ResourceLogs().At(0)
+	qt.Assert(t, qt.DeepEquals(of.Resource().Attributes().AsRaw(), map[string]any{"service.name": "finwait", "a": ""}))
+	qt.Assert(t, qt.Equals(of.ScopeLogs().At(0).Scope().Name(), "github.com/finwait/finwait"))
+	qt.Assert(t, qt.Equals(of.ScopeLogs().At(0).Scope().Version(), "v1"))
+	body, n = request(l, conns, l.encoder.conn)
+	qt.Assert(t, qt.Equals(n, len(conns)))
 	for i, record := range decoded(t, body) {
 		wantConn(&conns[i]).check(t, record)
 		for key := range record.Attributes().All() {
@@ -278,8 +288,7 @@ func TestRecords(t *testing.T) {
 		}
 	}
 	l.encoder.sampling = 0.25
-	body, err = request(l, conns[:1], l.encoder.conn)
-	qt.Assert(t, qt.IsNil(err))
+	body, _ = request(l, conns[:1], l.encoder.conn)
 	ratio, ok := decoded(t, body)[0].Attributes().Get("finwait.sampling_ratio")
 	qt.Assert(t, qt.IsTrue(ok))
 	qt.Assert(t, qt.Equals(ratio.Double(), 0.25))
@@ -293,15 +302,17 @@ func TestRecords(t *testing.T) {
 
 // TestRecordsUnknown has the records of which nothing is known say nothing.
 func TestRecordsUnknown(t *testing.T) {
-	r := plog.NewLogRecord()
-	newEncoder(nil).transition(r, &tracer.Event{}, 1)
+	l := testLogs()
+	l.encoder.cgroup = nil
+	body, _ := request(l, make([]tracer.Event, 1), l.encoder.transition)
+	r := decoded(t, body)[0]
 	qt.Assert(t, qt.Equals(r.Timestamp(), pcommon.Timestamp(0)))
 	qt.Assert(t, qt.DeepEquals(r.Attributes().AsRaw(), map[string]any{
 		"network.transport": "tcp", "finwait.old_state": "STATE_0", "finwait.new_state": "STATE_0",
 		"finwait.owner": "unknown", "finwait.evidence": "kernel",
 	}))
-	r = plog.NewLogRecord()
-	newEncoder(nil).conn(r, &tracer.Conn{}, 1)
+	body, _ = request(l, make([]tracer.Conn, 1), l.encoder.conn)
+	r = decoded(t, body)[0]
 	qt.Assert(t, qt.DeepEquals(r.Attributes().AsRaw(), map[string]any{"network.transport": "tcp", "finwait.owner": "unknown"}))
 }
 
@@ -324,8 +335,7 @@ func FuzzRecord(f *testing.F) {
 		ev.Owner.SetComm(comm)
 		l := testLogs()
 		l.encoder.cgroup = func(uint64) (tracer.Cgroup, bool) { return tracer.Cgroup{ContainerID: container}, true }
-		body, err := request(l, []tracer.Event{ev}, l.encoder.transition)
-		qt.Assert(t, qt.IsNil(err))
+		body, _ := request(l, []tracer.Event{ev}, l.encoder.transition)
 		record := decoded(t, body)[0]
 		for key, value := range record.Attributes().All() {
 			qt.Assert(t, qt.IsTrue(utf8.ValidString(value.AsString())), qt.Commentf("%s", key))
@@ -358,16 +368,12 @@ func BenchmarkRecords(b *testing.B) {
 }
 
 // benchmarkRecords measures records made and encoded, of which b.N are made.
-func benchmarkRecords[T any](b *testing.B, l *Logs, records []T, encode func(plog.LogRecord, *T, pcommon.Timestamp)) {
+func benchmarkRecords[T any](b *testing.B, l *Logs, records []T, encode func(*record, *T, time.Time)) {
 	b.ReportAllocs()
-	size, requests := 0, 0
+	size := 0
 	for left := b.N; left > 0; left -= len(records) {
-		body, err := request(l, records[:min(left, len(records))], encode)
-		if err != nil {
-			b.Fatal(err)
-		}
+		body, _ := request(l, records[:min(left, len(records))], encode)
 		size += len(body)
-		requests++
 	}
 	b.ReportMetric(float64(size)/float64(b.N), "B/record")
 }
