@@ -239,12 +239,3 @@ func plural(n float64, noun string) string {
 	}
 	return strings.TrimSpace(grouped(n) + " " + noun)
 }
-
-// tables are sections without the headline of a report.
-type tables struct {
-	head string
-	all  []section
-}
-
-func (t tables) headline() string    { return t.head }
-func (t tables) sections() []section { return t.all }

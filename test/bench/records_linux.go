@@ -28,7 +28,7 @@ type recordsReport struct {
 	Connections int            `json:"connections"`
 	Records     []recordReport `json:"records"`
 	// Series is how many series an agent has for Prometheus when it starts, and
-	// MostSeries when all has happened that can, with breakdowns.
+	// MostSeries when there has been something of everything, with breakdowns.
 	Series     int `json:"series_at_start"`
 	MostSeries int `json:"series_with_breakdowns"`
 }
@@ -52,15 +52,8 @@ const timeWait = 60 * time.Second
 // runRecords measures both kinds of records.
 func runRecords(ctx context.Context, finwait string, connections int, metrics, scratch string) (*recordsReport, error) {
 	r := &recordsReport{header: newHeader(1), Connections: connections}
-	for _, of := range []struct {
-		file string
-		n    *int
-	}{{"fresh.golden", &r.Series}, {"full.golden", &r.MostSeries}} {
-		text, err := os.ReadFile(filepath.Join(metrics, of.file))
-		if err != nil {
-			return nil, fmt.Errorf("what an agent tells Prometheus: %w", err)
-		}
-		*of.n = countSeries(text)
+	if err := r.readSeries(metrics); err != nil {
+		return nil, err
 	}
 	for _, kind := range []struct{ record, command string }{{"transition", "trace"}, {"connection", "conns"}} {
 		one, err := measureRecords(ctx, finwait, kind.command, connections, scratch)
@@ -71,6 +64,21 @@ func runRecords(ctx context.Context, finwait string, connections int, metrics, s
 		r.Records = append(r.Records, one)
 	}
 	return r, nil
+}
+
+// readSeries counts the series in what the tests of the metrics have an agent tell.
+func (r *recordsReport) readSeries(folder string) error {
+	for _, of := range []struct {
+		file string
+		n    *int
+	}{{"fresh.golden", &r.Series}, {"full.golden", &r.MostSeries}} {
+		text, err := os.ReadFile(filepath.Join(folder, of.file))
+		if err != nil {
+			return fmt.Errorf("what an agent tells Prometheus: %w", err)
+		}
+		*of.n = countSeries(text)
+	}
+	return nil
 }
 
 // countSeries returns how many series a text has that Prometheus reads.
@@ -86,9 +94,14 @@ func countSeries(text []byte) (n int) {
 // measureRecords has one command print the connections that it sees.
 func measureRecords(ctx context.Context, finwait, command string, connections int, scratch string) (r recordReport, err error) {
 	space, begin, done := make(chan string, 1), make(chan struct{}), make(chan error, 1)
+	over := make(chan struct{})
+	defer close(over)
 	go func() {
-		runtime.LockOSThread() // the namespace ends with the thread
+		// The namespace ends with the thread, and what is in TIME_WAIT with it;
+		// and its number may then be another's.
+		runtime.LockOSThread()
 		done <- mix(connections, space, begin)
+		<-over
 	}()
 	var inode string
 	select {
