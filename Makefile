@@ -40,6 +40,16 @@ test-vm-all: ## The same with all that can be run there: one or two hours
 vm-shell: ## Open a shell in a virtual machine with Linux KERNEL
 	./test/vm/run.sh --shell $(KERNEL)
 
+test-systemd: ## Install the package in a virtual machine that runs systemd (Debian, root)
+	./test/install.sh mmdebstrap
+	./test/deploy/systemd.sh
+
+packages: ## Build the .deb and the .rpm into dist/
+	./deploy/packages/build.sh dist
+
+dashboard: ## Generate the Grafana dashboard
+	go test ./deploy/grafana -run TestDashboard -update
+
 lint: ## Check formatting, vet, other systems, linters, shell scripts
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run 'make fmt'"; exit 1; }
 	$(CLANG_FORMAT) --dry-run -Werror bpf/*.c bpf/*.h
@@ -80,6 +90,9 @@ bench-census: build ## Measure finwait count, netstat and ss on up to a million 
 	./test/install.sh net-tools iproute2
 	go run ./test/bench -census -finwait ./finwait $(CENSUSFLAGS)
 
+bench-records: build ## Measure what records take as JSON (root; some minutes)
+	go run ./test/bench -records -finwait ./finwait $(RECORDSFLAGS)
+
 bench-micro: ## Run the Go benchmarks (root for those of the kernel side)
 	go test -p 1 -run '^$$' -bench . -benchmem ./...
 
@@ -90,6 +103,6 @@ bench-smoke: build ## Run every benchmark once, so that they stay alive
 	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 
 clean: ## Remove what was built
-	rm -f finwait
+	rm -rf finwait dist
 
-.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell lint fmt generate check-generate fuzz bench bench-events bench-census bench-micro bench-smoke clean
+.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell test-systemd packages dashboard lint fmt generate check-generate fuzz bench bench-events bench-census bench-records bench-micro bench-smoke clean
