@@ -18,6 +18,9 @@ import (
 // minWatch keeps --watch from becoming a busy loop.
 const minWatch = 100 * time.Millisecond
 
+// defaultPinPath is where the agent keeps its counters.
+const defaultPinPath = "/sys/fs/bpf/finwait"
+
 // countScopes and countDimensions are the words of --netns and --by.
 var (
 	countScopes     = map[string]tracer.NetnsScope{"all": tracer.AllNetns, "self": tracer.SelfNetns}

@@ -1,3 +1,5 @@
+//go:build !noserve
+
 package main
 
 import (
@@ -24,11 +26,8 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-// The places where an agent is found if nothing else is asked for.
-const (
-	defaultStateDir = "/run/finwait"
-	defaultPinPath  = "/sys/fs/bpf/finwait"
-)
+// defaultStateDir is where it is noted who the agent is.
+const defaultStateDir = "/run/finwait"
 
 // serveFlags are the settings of the agent: flags, FINWAIT_ variables and keys of
 // the configuration file.
