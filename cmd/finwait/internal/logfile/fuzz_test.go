@@ -86,6 +86,23 @@ func FuzzRecordTime(f *testing.F) {
 	})
 }
 
+func FuzzParseSync(f *testing.F) {
+	for _, text := range []string{"never", "rotate", "1s", "0", "-1ns", "1h", "9223372036854775807ns"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		sync, err := ParseSync(text)
+		if err != nil {
+			return
+		}
+		_, err = Options{Path: "x", Sync: sync}.validate()
+		qt.Check(t, qt.IsNil(err))
+		again, err := ParseSync(sync.String())
+		qt.Check(t, qt.IsNil(err))
+		qt.Check(t, qt.Equals(again, sync))
+	})
+}
+
 func TestRecordTime(t *testing.T) {
 	b := newBatch(0, 1, 1)
 	for _, line := range bytes.SplitAfter(bytes.TrimSpace(mustEncode(b)), newline) {

@@ -94,10 +94,14 @@ func Open(opts Options) (*Log, error) {
 	if l.conns, err = output.NewConns("json", opts.Output); err != nil {
 		return nil, err
 	}
+	open := l.openPath
 	if opts.Path == "-" || opts.Path == "/dev/stdout" {
-		return l, l.openStdout()
+		open = l.openStdout
 	}
-	return l, l.openPath()
+	if err := open(); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 func (l *Log) openStdout() error {

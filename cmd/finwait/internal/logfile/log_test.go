@@ -815,6 +815,21 @@ func TestSyncInterval(t *testing.T) {
 	})
 }
 
+// What is rotated or moved away is synced, unless nothing is to be. A pipe cannot be,
+// which shows that it was tried.
+func TestSyncWhenLeft(t *testing.T) {
+	for sync, want := range map[Sync]uint64{SyncNever: 0, SyncRotate: 1, Sync(time.Hour): 1} {
+		l := mustOpen(t, Options{Path: logPath(t), Sync: sync})
+		r, w, err := os.Pipe()
+		qt.Assert(t, qt.IsNil(err))
+		l.archive.retire(w)
+		eventually(t, "it is closed", func() bool { _, err := w.Stat(); return err != nil })
+		qt.Assert(t, qt.IsNil(r.Close()))
+		qt.Assert(t, qt.IsNil(l.Close())) // all is done
+		qt.Check(t, qt.Equals(l.Stats().SyncFailures, want), qt.Commentf("%v", sync))
+	}
+}
+
 func TestSymbolicLink(t *testing.T) {
 	dir := t.TempDir()
 	real, err := filepath.EvalSymlinks(dir)
