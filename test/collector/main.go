@@ -1,5 +1,9 @@
 // Command collector is the OpenTelemetry Collector with the few components that
-// the tests need.
+// the tests need. It is a module of its own, so that finwait has none of what the
+// collector needs, and is built by the tests that use it.
+//
+// go mod tidy does not work here, for want of a module of the file exporter's tests:
+// take another version by go get, of all that has that version.
 package main
 
 import (

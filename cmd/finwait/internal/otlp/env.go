@@ -3,7 +3,9 @@ package otlp
 import (
 	"fmt"
 	"math"
+	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +48,7 @@ type Config struct {
 // endpoint is where a signal goes, and how.
 type endpoint struct {
 	protocol string
+	variable string // that says where
 	target   string // the URL of HTTP, or what gRPC is to dial
 	secure   bool
 	headers  []attribute
@@ -166,6 +169,7 @@ func (e *env) endpoint(s Signal) endpoint {
 	}
 	insecure := e.boolean(e.of(s, "INSECURE"))
 	place := e.of(s, "ENDPOINT")
+	p.variable = place.variable
 	if p.protocol == protocolGRPC {
 		p.target, p.secure = e.grpcTarget(place, !insecure)
 	} else {
@@ -196,15 +200,16 @@ func (e *env) httpTarget(s setting, path string, forAll bool) (target string, se
 // grpcTarget returns what to dial. Besides a URL that is anything that gRPC
 // knows, such as a host and a port.
 func (e *env) grpcTarget(s setting, secure bool) (string, bool) {
-	scheme, _, isURL := strings.Cut(s.value, "://")
+	scheme, _, _ := strings.Cut(strings.ToLower(s.value), ":")
 	switch {
 	case s.value == "":
 		return "localhost:4317", false
-	case !isURL, !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https"):
-		if strings.ContainsFunc(s.value, func(r rune) bool { return r <= ' ' || r == '@' }) {
-			e.fail(s, "is not a place to send to by gRPC, such as http://localhost:4317")
-		}
+	case scheme == "http", scheme == "https":
+	case slices.Contains(grpcSchemes, scheme), isHostPort(s.value):
 		return s.value, secure
+	default:
+		e.fail(s, "is not a place to send to by gRPC, such as http://localhost:4317 or localhost:4317")
+		return "", false
 	}
 	u := e.url(s, "http://localhost:4317")
 	if u == nil {
@@ -220,17 +225,28 @@ func (e *env) grpcTarget(s setting, secure bool) (string, bool) {
 	return u.Host, secure
 }
 
+// grpcSchemes are how gRPC names places beyond a host and a port.
+var grpcSchemes = []string{"dns", "passthrough", "unix", "unix-abstract", "vsock"}
+
+func isHostPort(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	return err == nil && host != "" && isPort(port) && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || strings.ContainsRune("/@?#", r) })
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
 func (e *env) url(s setting, example string) *url.URL {
 	u, err := url.Parse(s.value)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Fragment != "" {
 		e.fail(s, "is not a URL such as %s", example)
 		return nil
 	}
-	if port := u.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			e.fail(s, "has no port from 1 to 65535 (want a URL such as %s)", example)
-			return nil
-		}
+	if port := u.Port(); port != "" && !isPort(port) {
+		e.fail(s, "has no port from 1 to 65535 (want a URL such as %s)", example)
+		return nil
 	}
 	return u
 }
@@ -240,10 +256,8 @@ func (e *env) choice(s setting, may ...string) string {
 	if s.value == "" {
 		return may[0]
 	}
-	for _, word := range may {
-		if s.value == word {
-			return word
-		}
+	if slices.Contains(may, s.value) {
+		return s.value
 	}
 	e.fail(s, "is %q (want %s)", s.value, strings.Join(may, " or "))
 	return may[0]

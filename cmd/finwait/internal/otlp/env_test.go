@@ -133,6 +133,9 @@ func TestReadEnvErrors(t *testing.T) {
 		{"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "x", nil, "is not a URL.*"},
 		{"OTEL_EXPORTER_OTLP_ENDPOINT", "http://c/" + secret, []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"}, "has more than a scheme, a host and a port.*"},
 		{"OTEL_EXPORTER_OTLP_ENDPOINT", "a " + secret, []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"}, "is not a place to send to by gRPC.*"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", "c", []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"}, "is not a place to send to by gRPC.*"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", secret + "@c:1", []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"}, "is not a place to send to by gRPC.*"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", "c:99999", []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"}, "is not a place to send to by gRPC.*"},
 		{"OTEL_EXPORTER_OTLP_HEADERS", secret, nil, "is not as it should be at member 1 .*"},
 		{"OTEL_EXPORTER_OTLP_HEADERS", "a=b,c=%zz" + secret, nil, "is not as it should be at member 2 .*"},
 		{"OTEL_EXPORTER_OTLP_HEADERS", "a=b,=" + secret, nil, "is not as it should be at member 2 .*"},
@@ -181,6 +184,14 @@ func TestFilesErrors(t *testing.T) {
 	c := read(t, "OTEL_EXPORTER_OTLP_ENDPOINT", "https://c", "OTEL_EXPORTER_OTLP_CERTIFICATE", "env_test.go")
 	_, err := NewLogs(c, LogOptions{})
 	qt.Assert(t, qt.ErrorMatches(err, `OTEL_EXPORTER_OTLP_CERTIFICATE is "env_test.go", a file without a certificate in PEM`))
+}
+
+func TestCannotDial(t *testing.T) {
+	c := read(t, "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "dns:///%zz")
+	_, err := NewLogs(c, LogOptions{})
+	var mistake *EnvError
+	qt.Assert(t, qt.ErrorAs(err, &mistake))
+	qt.Assert(t, qt.ErrorMatches(err, `OTEL_EXPORTER_OTLP_LOGS_ENDPOINT is "dns:///%zz", which gRPC cannot dial: .*`))
 }
 
 func TestResource(t *testing.T) {

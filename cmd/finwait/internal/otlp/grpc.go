@@ -27,6 +27,8 @@ type overGRPC struct {
 	conn     *grpc.ClientConn
 	header   metadata.MD
 	options  []grpc.CallOption
+
+	dialOptions []grpc.DialOption
 }
 
 func newGRPC(s Signal, e *endpoint, config *tls.Config, version string) (*overGRPC, error) {
@@ -39,22 +41,36 @@ func newGRPC(s Signal, e *endpoint, config *tls.Config, version string) (*overGR
 		Backoff:           backoff.Config{BaseDelay: firstWait / 2, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestBackoff / 2},
 		MinConnectTimeout: e.timeout,
 	}
-	conn, err := grpc.NewClient(e.target,
+	g := &overGRPC{signal: s, endpoint: e, header: metadata.MD{}, options: []grpc.CallOption{grpc.ForceCodecV2(asIs{})}}
+	g.dialOptions = []grpc.DialOption{
 		grpc.WithTransportCredentials(secrecy), grpc.WithUserAgent(userAgent(version)),
 		grpc.WithConnectParams(again), grpc.WithStatsHandler(callWatcher{}),
 		// What is in a DNS record of somebody is not to decide how often we try.
-		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithIdleTimeout(0))
-	if err != nil {
-		return nil, fmt.Errorf("dial %s: %w", e.target, err)
+		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithIdleTimeout(0),
 	}
-	g := &overGRPC{signal: s, endpoint: e, conn: conn, header: metadata.MD{}, options: []grpc.CallOption{grpc.ForceCodecV2(asIs{})}}
 	for _, header := range e.headers {
 		g.header.Set(header.key, header.value)
 	}
 	if e.gzip {
 		g.options = append(g.options, grpc.UseCompressor("gzip"))
 	}
+	if err := g.dial(); err != nil {
+		return nil, &EnvError{e.variable, fmt.Sprintf("is %q, which gRPC cannot dial: %v", e.target, err)}
+	}
 	return g, nil
+}
+
+// dial makes a new connection, in the place of the one that there may be.
+func (g *overGRPC) dial() error {
+	conn, err := grpc.NewClient(g.endpoint.target, g.dialOptions...)
+	if err != nil {
+		return err
+	}
+	if g.conn != nil {
+		_ = g.conn.Close()
+	}
+	g.conn = conn
+	return nil
 }
 
 func (g *overGRPC) close() error { return g.conn.Close() }
@@ -73,7 +89,12 @@ func (g *overGRPC) send(ctx context.Context, body []byte) answer {
 		rejected, message, _ := signals[g.signal].rejected(response)
 		return answer{rejected: rejected, message: g.endpoint.scrub(message)}
 	}
-	return g.refused(err, &seen)
+	a := g.refused(err, &seen)
+	if ctx.Err() != nil {
+		// The connection may be dead, which TCP finds out after a quarter of an hour.
+		a.err = errors.Join(a.err, g.dial())
+	}
+	return a
 }
 
 // refused tells what the error means.

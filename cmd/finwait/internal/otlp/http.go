@@ -70,6 +70,9 @@ func (h *overHTTP) send(ctx context.Context, body []byte) answer {
 	request.Header = h.header.Clone()
 	response, err := h.client.Do(request)
 	if err != nil {
+		// A connection that carries several requests at a time stays open, and may
+		// be dead, which TCP finds out after a quarter of an hour.
+		h.client.CloseIdleConnections()
 		return answer{err: withoutURL(err), retry: true, unsure: sent.Load()}
 	}
 	defer response.Body.Close()
