@@ -26,13 +26,16 @@ make_copy() {
 	cp "$rpm" "$dir/root/finwait.rpm"
 }
 
-# files lists what a package may leave, without the package managers' own records.
+# files lists what differs from this system: what is in the overlay and is no
+# directory of the system's. The package managers' own records are left out.
 files() {
-	inside find /etc /usr /var /run /sys/fs/bpf -xdev \
-		\( -path /var/lib/dpkg -o -path /var/lib/rpm -o -path /var/cache -o -path /var/log/dpkg.log \
-		-o -path /var/lib/systemd/deb-systemd-helper-enabled -o -path /var/lib/systemd/deb-systemd-helper-masked \) \
-		-prune -o -print | sort
-	inside find /sys/fs/bpf /var/lib/systemd -name '*finwait*' | sort
+	local path
+	(cd "$dir/upper" && find . \( -path ./var/lib/dpkg -o -path ./var/lib/rpm -o -path ./var/cache -o -path ./var/log/dpkg.log \
+		-o -path ./var/log/alternatives.log -o -path ./root/.rpmdb -o -path ./tmp \) -prune -o -print) |
+		while read -r path; do
+			[ -d "$dir/upper/$path" ] && [ -d "/$path" ] || echo "$path"
+		done | sort
+	inside find /run /sys/fs/bpf | sort
 }
 
 # use does what a service that has run leaves behind.
