@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -125,7 +126,7 @@ func (p *pins) inherit(coll *ebpf.Collection, profile *ProfileOptions) error {
 	if err != nil {
 		return err
 	}
-	if info.Layout != layoutOf(coll) {
+	if info.Layout != ourLayout() {
 		return nil
 	}
 	for _, name := range pinnedCounters {
@@ -169,18 +170,17 @@ func copyPerCPU(from, to *ebpf.Map) error {
 	return to.Put(uint32(0), values)
 }
 
-// layoutOf returns a hash of what must be the same for one version to understand
+// ourLayout returns a hash of what must be the same for one version to understand
 // the maps of another.
-func layoutOf(coll *ebpf.Collection) uint64 {
+func ourLayout() uint64 {
 	const fnvOffset, fnvPrime = 14695981039346656037, 1099511628211
 	hash := uint64(fnvOffset)
-	add := func(n uint32) { hash = (hash ^ uint64(n)) * fnvPrime }
-	add(pinLayout)
-	add(numStates)
-	add(uint32(ebpf.MustPossibleCPU()))
-	for _, name := range slices.Concat(pinnedCounters, []string{"gauges"}) {
-		add(coll.Maps[name].KeySize())
-		add(coll.Maps[name].ValueSize())
+	for _, n := range []uintptr{
+		pinLayout, numStates, uintptr(ebpf.MustPossibleCPU()),
+		unsafe.Sizeof(Counters{}.cells), unsafe.Sizeof(bpfFinwaitEndings{}), unsafe.Sizeof(bpfFinwaitLedger{}),
+		unsafe.Sizeof(bpfFinwaitProfileKey{}), unsafe.Sizeof(bpfFinwaitProfileRow{}), unsafe.Sizeof(bpfFinwaitGauge{}),
+	} {
+		hash = (hash ^ uint64(n)) * fnvPrime
 	}
 	return hash
 }
@@ -201,7 +201,7 @@ func (p *pins) publish(coll *ebpf.Collection, profile *ProfileOptions) error {
 	var epoch [8]byte
 	_, _ = rand.Read(epoch[:]) // never fails
 	info := pinnedInfo{
-		Layout: layoutOf(coll), Profile: uint64(profile.constant()), Epoch: binary.NativeEndian.Uint64(epoch[:]),
+		Layout: ourLayout(), Profile: uint64(profile.constant()), Epoch: binary.NativeEndian.Uint64(epoch[:]),
 		SinceNs: uint64(p.since.UnixNano()), PID: uint32(os.Getpid()),
 	}
 	if err := p.info.Put(uint32(0), &info); err != nil {
@@ -325,7 +325,10 @@ func PinnedGauges(path string) (*Gauges, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := readPinnedGauges(path, before.Layout)
+	if before.Layout != ourLayout() {
+		return nil, fmt.Errorf("%w: those in %s are of another version", ErrNotPinned, path)
+	}
+	g, err := readPinnedGauges(path)
 	if err != nil {
 		return nil, err
 	}
@@ -356,28 +359,21 @@ func pinsInUse(path string) error {
 	return fmt.Errorf("%w: %s", ErrNotPinned, path)
 }
 
-func readPinnedGauges(path string, layout uint64) (*Gauges, error) {
-	maps := map[string]*ebpf.Map{}
-	defer func() {
-		for _, m := range maps {
-			m.Close()
-		}
-	}()
-	for _, name := range append(slices.Clone(pinnedCounters), "gauges", pinCorrections) {
+func readPinnedGauges(path string) (*Gauges, error) {
+	var maps [2]*ebpf.Map
+	for i, name := range []string{"gauges", pinCorrections} {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(path, name), &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNotPinned, err)
 		}
-		maps[name] = m
+		defer m.Close()
+		maps[i] = m
 	}
-	if layoutOf(&ebpf.Collection{Maps: maps}) != layout {
-		return nil, fmt.Errorf("%w: those in %s are of another version", ErrNotPinned, path)
-	}
-	corrections, err := readCorrections(maps[pinCorrections])
+	corrections, err := readCorrections(maps[1])
 	if err != nil {
 		return nil, err
 	}
-	return readGauges(maps["gauges"], func(cookie uint64) correction { return corrections[cookie] })
+	return readGauges(maps[0], func(cookie uint64) correction { return corrections[cookie] })
 }
 
 func readCorrections(m *ebpf.Map) (map[uint64]correction, error) {

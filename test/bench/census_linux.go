@@ -18,8 +18,11 @@ import (
 // countTool is a command that counts sockets by state.
 type countTool struct {
 	name string
-	// line is for the shell, with the file of finwait in $0.
+	// line is for the shell, with the file of finwait in $0, and the folder in which
+	// an agent keeps its counters in $1.
 	line string
+	// agent says that there is one.
+	agent bool
 	// answer matches the number of sockets in a state, once it has the word that
 	// the tool has for the state.
 	answer string
@@ -44,6 +47,7 @@ const (
 // states.
 var countTools = []countTool{
 	{name: "finwait count", line: `"$0" count`, answer: nameThenNumber, word: asKernel, everywhere: true},
+	{name: "finwait count, by an agent", line: `"$0" count --source agent --pin-path "$1"`, agent: true, answer: nameThenNumber, word: asKernel, everywhere: true},
 	{name: "finwait count --netns self", line: `"$0" count --netns self`, answer: nameThenNumber, word: asKernel},
 	{name: "netstat | awk", line: `netstat -n | awk '/^tcp/ {++s[$NF]} END {for (k in s) print k, s[k]}'`, answer: nameThenNumber, word: asKernel},
 	{name: "ss | awk", line: `ss -tan | awk 'NR > 1 {++s[$1]} END {for (k in s) print k, s[k]}'`, answer: nameThenNumber, word: asSS},
@@ -135,7 +139,7 @@ func (c *crowd) turn(t *countTool, finwait, scratch string) (m counting, err err
 	if m.before, err = c.state.count(); err != nil {
 		return m, err
 	}
-	text, err := t.run(&m, finwait, scratch)
+	text, err := t.runBeside(&m, finwait, scratch)
 	if err != nil {
 		return m, err
 	}
@@ -150,6 +154,19 @@ func (c *crowd) turn(t *countTool, finwait, scratch string) (m counting, err err
 	return m, err
 }
 
+// runBeside runs the command, beside an agent if there is to be one.
+func (t *countTool) runBeside(m *counting, finwait, scratch string) (printed string, err error) {
+	if !t.agent {
+		return t.run(m, finwait, scratch, "")
+	}
+	a, err := startAgent(finwait, scratch+"-agent")
+	if err != nil {
+		return "", err
+	}
+	text, err := t.run(m, finwait, scratch, a.pins)
+	return text, errors.Join(err, a.stop())
+}
+
 // run has a shell run the command, in the namespace of the calling thread, and
 // returns what it printed.
 //
@@ -157,13 +174,13 @@ func (c *crowd) turn(t *countTool, finwait, scratch string) (m counting, err err
 // process's child. What the kernel says of the memory of a child that this
 // process starts itself is that of this process at the least, whose it was
 // until it became another program.
-func (t *countTool) run(m *counting, finwait, scratch string) (printed string, err error) {
+func (t *countTool) run(m *counting, finwait, scratch, pins string) (printed string, err error) {
 	out, err := os.Create(scratch)
 	if err != nil {
 		return "", err
 	}
 	defer out.Close()
-	cmd := exec.Command("sh", "-c", "( "+t.line+" ) &", finwait)
+	cmd := exec.Command("sh", "-c", "( "+t.line+" ) &", finwait, pins)
 	cmd.Stdout = out
 	begun := time.Now()
 	if err := cmd.Run(); err != nil {
@@ -171,7 +188,7 @@ func (t *countTool) run(m *counting, finwait, scratch string) (printed string, e
 	}
 	var status unix.WaitStatus
 	var usage unix.Rusage
-	if err := wait(&status, &usage); err != nil {
+	if err := wait(&status, &usage, t.agent); err != nil {
 		return "", fmt.Errorf("wait: %w", err)
 	}
 	m.wall = time.Since(begun)
@@ -184,10 +201,15 @@ func (t *countTool) run(m *counting, finwait, scratch string) (printed string, e
 	return string(text), err
 }
 
-// wait waits for the one child that there is.
-func wait(status *unix.WaitStatus, usage *unix.Rusage) error {
+// wait waits for the one child that there is, but for an agent, which is in a group
+// of processes of its own.
+func wait(status *unix.WaitStatus, usage *unix.Rusage, agent bool) error {
+	whom := -1
+	if agent {
+		whom = 0
+	}
 	for {
-		_, err := unix.Wait4(-1, status, 0, usage)
+		_, err := unix.Wait4(whom, status, 0, usage)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
