@@ -18,8 +18,11 @@ GENERATED = tracer/bpf_bpfel.go tracer/bpf_bpfel.o tracer/bpftest_bpfel_test.go 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## Build ./finwait; needs Go alone
-	CGO_ENABLED=0 go build -trimpath -o finwait ./cmd/finwait
+# finwait without the agent is half as large in memory, and quicker to start; it runs
+# finwait-serve, which is all of it, as `finwait serve`.
+build: ## Build ./finwait and ./finwait-serve; needs Go alone
+	CGO_ENABLED=0 go build -trimpath -tags noserve -o finwait ./cmd/finwait
+	CGO_ENABLED=0 go build -trimpath -o finwait-serve ./cmd/finwait
 
 demo: build ## Build and show live transitions (root)
 	./finwait trace --demo --duration 10s
@@ -40,10 +43,21 @@ test-vm-all: ## The same with all that can be run there: one or two hours
 vm-shell: ## Open a shell in a virtual machine with Linux KERNEL
 	./test/vm/run.sh --shell $(KERNEL)
 
+test-systemd: ## Install the package in a virtual machine that runs systemd (Debian, root)
+	./test/install.sh mmdebstrap
+	./test/deploy/systemd.sh
+
+packages: ## Build the .deb and the .rpm into dist/
+	./deploy/packages/build.sh dist
+
+dashboard: ## Generate the Grafana dashboard
+	go test ./deploy/grafana -run TestDashboard -update
+
 lint: ## Check formatting, vet, other systems, linters, shell scripts
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run 'make fmt'"; exit 1; }
 	$(CLANG_FORMAT) --dry-run -Werror bpf/*.c bpf/*.h
 	go vet ./...
+	go vet -tags noserve ./cmd/finwait
 	GOOS=darwin go vet ./...
 	GOOS=linux GOARCH=s390x go build ./...
 	GOOS=linux GOARCH=arm64 go vet ./...
@@ -80,6 +94,9 @@ bench-census: build ## Measure finwait count, netstat and ss on up to a million 
 	./test/install.sh net-tools iproute2
 	go run ./test/bench -census -finwait ./finwait $(CENSUSFLAGS)
 
+bench-records: build ## Measure what records take as JSON (root; some minutes)
+	go run ./test/bench -records -finwait ./finwait $(RECORDSFLAGS)
+
 bench-micro: ## Run the Go benchmarks (root for those of the kernel side)
 	go test -p 1 -run '^$$' -bench . -benchmem ./...
 
@@ -90,6 +107,6 @@ bench-smoke: build ## Run every benchmark once, so that they stay alive
 	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 
 clean: ## Remove what was built
-	rm -f finwait
+	rm -rf finwait finwait-serve dist
 
-.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell lint fmt generate check-generate fuzz bench bench-events bench-census bench-micro bench-smoke clean
+.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell test-systemd packages dashboard lint fmt generate check-generate fuzz bench bench-events bench-census bench-records bench-micro bench-smoke clean

@@ -32,6 +32,17 @@ type Options struct {
 	// EvidenceProbe or EvidenceTimer. Default the best that the kernel takes.
 	Evidence Evidence
 
+	// PinPath is a folder on a BPF file system, such as /sys/fs/bpf/finwait, in which
+	// the counters are pinned: Counters, Endings, Ledger and Profile go on there with
+	// the next tracer that has the same PinPath, and [PinnedGauges] reads the gauges
+	// from another process. The folder is made if it is not there. Default none.
+	//
+	// What happens while there is no tracer is not counted. Counters that another
+	// version has left, with which this one cannot go on, begin at 0:
+	// [Tracer.Inherited] says so. What is pinned stays after the tracer; remove the
+	// folder to be rid of it. There is one tracer at a time: see [PinHeldError].
+	PinPath string
+
 	// Reloadable lets [Tracer.SetFilter] change the filter. What is known of a
 	// socket is kept then whether or not it passes, so that one that the filter
 	// excludes costs more than its counting.
@@ -147,6 +158,9 @@ func (o *Options) validate() error {
 	}
 	if o.Profile != nil && o.Profile.By >= numProfileDimensions {
 		return fmt.Errorf("unknown profile dimension %d", o.Profile.By)
+	}
+	if o.CountersOnly && o.PinPath != "" {
+		return errors.New("counters only, and pinned gauges too")
 	}
 	if o.CountersOnly && (o.Conns != nil || o.Profile != nil) {
 		return errors.New("counters only, and connections or a profile too")

@@ -13,6 +13,9 @@
 // ss, on up to a million sockets in TIME_WAIT and in ESTABLISHED. All are there in
 // each turn, though the former last a minute: see crowd.refresh. If they are not,
 // the report says so. Run that by make bench-census.
+//
+// With -records it measures what a record takes as a line of JSON, which
+// docs/fleet.md reckons with. Run that by make bench-records.
 package main
 
 import (
@@ -48,10 +51,15 @@ func run() error {
 		from     = flag.String("from", "", "measure nothing, and write the results that an earlier run wrote to this `file` for a document")
 		census   = flag.Bool("census", false, "measure the commands that count sockets")
 		sizes    = flag.String("sizes", "1000,131072,1000000", "with -census, `numbers` of sockets, with commas between")
+		records  = flag.Bool("records", false, "measure what records take as JSON, for some minutes")
+		mixed    = flag.Int("connections", 50_000, "with -records, how many `connections` to make")
+		metrics  = flag.String("metrics", "cmd/finwait/internal/metrics/testdata", "with -records, the `folder` with what an agent tells Prometheus")
 		onlyLoad = flag.Bool("load", false, "only make the load, for one spell of each pattern, and say how fast it was")
 	)
 	flag.Parse()
 	switch {
+	case *from != "" && *records:
+		return republish(os.Stdout, &recordsReport{}, *from)
 	case *from != "" && *census:
 		return republish(os.Stdout, &censusReport{}, *from)
 	case *from != "":
@@ -82,6 +90,10 @@ func run() error {
 			return err
 		}
 		return report.finwaitWrong()
+	}
+	if *records {
+		report, err := runRecords(ctx, command, *mixed, *metrics, scratch)
+		return publish(report, err, *jsonFile)
 	}
 	tools, err := chooseTools(allTools(command), *only)
 	if err != nil {

@@ -55,11 +55,15 @@ func publish(r published, err error, jsonFile string) error {
 	if err := writeText(os.Stdout, r); err != nil || jsonFile == "" {
 		return err
 	}
+	return writeJSON(jsonFile, r)
+}
+
+func writeJSON(file string, r published) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(jsonFile, append(text, '\n'), 0o644)
+	return os.WriteFile(file, append(text, '\n'), 0o644)
 }
 
 // republish writes r, which an earlier run has written to the file, for a document.
@@ -91,9 +95,16 @@ func writeText(w io.Writer, r published) error {
 }
 
 func writeMarkdown(w io.Writer, r published) {
-	fmt.Fprintln(w, r.headline()+".")
-	for _, s := range r.sections() {
-		fmt.Fprintf(w, "\n**%s**\n\n", s.title)
+	fmt.Fprintln(w, r.headline()+".\n")
+	writeSections(w, r.sections()...)
+}
+
+func writeSections(w io.Writer, sections ...section) {
+	for i, s := range sections {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintf(w, "**%s**\n\n", s.title)
 		for i, row := range s.rows {
 			fmt.Fprintf(w, "| %s |\n", joinCells(row))
 			if i == 0 {

@@ -88,8 +88,8 @@ type attribute struct{ key, value string }
 //	OTEL_SERVICE_NAME                      default finwait
 //	OTEL_RESOURCE_ATTRIBUTES               key=value,key=value, percent-encoded
 //	OTEL_BLRP_SCHEDULE_DELAY               how long records wait for others in milliseconds, 1000 by default
-//	OTEL_BLRP_MAX_EXPORT_BATCH_SIZE        how many transitions are sent together, 4096 by default
-//	OTEL_BLRP_MAX_QUEUE_SIZE               how many transitions may wait, 32768 by default
+//	OTEL_BLRP_MAX_EXPORT_BATCH_SIZE        how many transitions are sent together, 1024 by default
+//	OTEL_BLRP_MAX_QUEUE_SIZE               how many transitions may wait, 8192 by default
 //	OTEL_BLRP_EXPORT_TIMEOUT               how long a batch is tried in milliseconds, 60000 by default
 //	OTEL_METRIC_EXPORT_INTERVAL            milliseconds between metrics, 60000 by default
 //	OTEL_METRIC_EXPORT_TIMEOUT             how long metrics are tried in milliseconds, 30000 by default
@@ -101,8 +101,8 @@ func ReadEnv(lookup func(string) (string, bool)) (*Config, error) {
 		service:    e.text(e.get("OTEL_SERVICE_NAME")),
 		attributes: e.pairs(e.get("OTEL_RESOURCE_ATTRIBUTES")),
 		delay:      e.milliseconds(e.get("OTEL_BLRP_SCHEDULE_DELAY"), time.Second),
-		batch:      e.count(e.get("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE"), 4096),
-		room:       e.count(e.get("OTEL_BLRP_MAX_QUEUE_SIZE"), 32768),
+		batch:      e.count(e.get("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE"), 1024),
+		room:       e.count(e.get("OTEL_BLRP_MAX_QUEUE_SIZE"), 8192),
 		interval:   e.milliseconds(e.get("OTEL_METRIC_EXPORT_INTERVAL"), time.Minute),
 	}
 	if room := e.get("OTEL_BLRP_MAX_QUEUE_SIZE"); c.batch > c.room && room.value != "" {

@@ -34,7 +34,7 @@ func TestReadEnvDefaults(t *testing.T) {
 	qt.Assert(t, qt.Equals(c.interval, time.Minute))
 	qt.Assert(t, qt.Equals(c.QueueOptions(), sink.Options{
 		Name: "otlp", Delay: time.Second,
-		Room: sink.Counts{Transitions: 32768, Conns: 8192}, Batch: sink.Counts{Transitions: 4096, Conns: 1024},
+		Room: sink.Counts{Transitions: 8192, Conns: 2048}, Batch: sink.Counts{Transitions: 1024, Conns: 256},
 	}))
 	c = read(t, "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
 	qt.Assert(t, qt.Equals(c.endpoints[LogSignal].target, "localhost:4317"))
@@ -155,7 +155,7 @@ func TestReadEnvErrors(t *testing.T) {
 		{"OTEL_SERVICE_NAME", "\xff", nil, "is not UTF-8"},
 		{"OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "0", nil, `is "0" \(want a number from 1 to 1048576\)`},
 		{"OTEL_BLRP_MAX_QUEUE_SIZE", "-1", nil, `is "-1" .*`},
-		{"OTEL_BLRP_MAX_QUEUE_SIZE", "100", nil, "is less than OTEL_BLRP_MAX_EXPORT_BATCH_SIZE, 4096: .*"},
+		{"OTEL_BLRP_MAX_QUEUE_SIZE", "100", nil, "is less than OTEL_BLRP_MAX_EXPORT_BATCH_SIZE, 1024: .*"},
 		{"OTEL_BLRP_SCHEDULE_DELAY", "x", nil, `is "x" .*`},
 		{"OTEL_METRIC_EXPORT_INTERVAL", "x", nil, `is "x" .*`},
 		{"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta", nil, `is "delta" \(want cumulative\)`},
