@@ -184,13 +184,6 @@ func (c *collector) lines(signal string) (all [][]byte) {
 // cookies.
 type taken map[string][]plog.LogRecord
 
-func (t taken) total() (n int) {
-	for _, records := range t {
-		n += len(records)
-	}
-	return n
-}
-
 func (c *collector) records() taken {
 	all := taken{}
 	for _, line := range c.lines("logs") {
