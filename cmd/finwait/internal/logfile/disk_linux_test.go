@@ -272,6 +272,7 @@ func TestPermission(t *testing.T) {
 	allow(0o700)
 	qt.Assert(t, qt.IsNil(os.Rename(path, path+".1")))
 	allow(0o500) // there cannot be another one
+	l.Reopen()
 	kept, err := l.Send(t.Context(), newBatch(346, 23, 0))
 	qt.Check(t, qt.ErrorIs(err, fs.ErrPermission))
 	qt.Check(t, qt.Equals(kept, sink.Counts{}))

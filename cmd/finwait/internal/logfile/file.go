@@ -107,7 +107,8 @@ func (l *Log) due() bool {
 // look sees to it that the open file is the one that is at the path, and learns its
 // size.
 func (l *Log) look() error {
-	if l.again.Swap(false) {
+	again := l.again.Swap(false)
+	if again {
 		l.retry = time.Time{}
 	}
 	if l.stdout {
@@ -129,8 +130,32 @@ func (l *Log) look() error {
 		l.resized(info.Size())
 		return nil
 	}
+	if err != nil && !again && l.justMoved() {
+		return nil
+	}
 	l.leave()
 	return l.open()
+}
+
+// moveGrace is how long a file that was moved away is written still if there is no
+// other in its place. logrotate makes one after that (create), and if it finds that
+// somebody was quicker it moves that away, too, to a name that it never removes.
+const moveGrace = time.Second
+
+// justMoved tells whether the file, which is not where it was, is to be written
+// still. That is of no use if it was removed.
+func (l *Log) justMoved() bool {
+	info, err := l.file.Stat()
+	if err != nil || removed(info) {
+		return false
+	}
+	now := time.Now()
+	if l.movedAt.IsZero() {
+		l.movedAt = now
+		l.rotateAt = now.Add(moveGrace) // not before
+	}
+	l.resized(info.Size())
+	return now.Sub(l.movedAt) < moveGrace
 }
 
 // resized learns the size of the file, which somebody else may have cut.
@@ -241,6 +266,9 @@ func checkKind(path string, info fs.FileInfo) error {
 func (l *Log) take(f *os.File, info fs.FileInfo) {
 	l.file, l.info, l.stream = f, info, !info.Mode().IsRegular()
 	l.first, l.tooBig, l.dirtyAt = l.first[:0], false, time.Time{}
+	if !l.movedAt.IsZero() {
+		l.movedAt, l.rotateAt = time.Time{}, time.Time{}
+	}
 	if l.stream {
 		return
 	}

@@ -8,10 +8,11 @@
 // kept, the others as lost. Kept means that the kernel has taken them: Options.Sync
 // says when they outlive a power cut.
 //
-// Before each write the log looks whether its file still is where it was. So a
-// file that was moved away, by logrotate or by hand, or removed, is noticed without
-// a signal, by the next record; Reopen has that done when there is none. A
-// file that was cut (logrotate's copytruncate) is written on from its new end.
+// Before each write the log looks whether its file still is where it was. So it
+// needs no signal to go on in a new file: at once if the old one was removed, or
+// there is another one in its place, and a second after it was moved away
+// otherwise. Reopen has that done at once, also when there is no record. A file that
+// was cut (logrotate's copytruncate) is written on from its new end.
 //
 // What fails is tried again: writing at each Send, opening once a second at most.
 package logfile
@@ -70,6 +71,7 @@ type Log struct {
 	retry    time.Time // when opening may be tried again
 	failure  error     // why it did not work
 	rotateAt time.Time // when rotating may be tried again
+	movedAt  time.Time // when the file was seen not to be where it was; zero if it is
 	stuck    error     // why it did not work
 }
 

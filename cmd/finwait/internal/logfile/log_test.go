@@ -658,6 +658,38 @@ func TestReopenWithoutRecord(t *testing.T) {
 	checkNumbers(t, numbers(t, readLog(t, path)), upTo(23, 46))
 }
 
+// A file that is moved away is written for a second more, but not if there is another
+// in its place.
+func TestMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := logPath(t)
+		l := mustOpen(t, Options{Path: path, MaxAge: time.Minute})
+		mustSend(t, l, newBatch(0, 10, 0))
+		time.Sleep(59 * time.Second)
+		qt.Assert(t, qt.IsNil(os.Rename(path, path+".1")))
+		mustSend(t, l, newBatch(10, 10, 0))
+		time.Sleep(moveGrace - time.Nanosecond)
+		mustSend(t, l, newBatch(20, 10, 0))
+		time.Sleep(time.Nanosecond)
+		mustSend(t, l, newBatch(30, 10, 0)) // its age is no reason to rotate it
+		checkNumbers(t, numbers(t, readLog(t, path+".1")), upTo(0, 30))
+		checkNumbers(t, numbers(t, readLog(t, path)), upTo(30, 40))
+		qt.Check(t, qt.Equals(l.Stats().RotateFailures, 0))
+
+		qt.Assert(t, qt.IsNil(os.Rename(path, path+".2")))
+		mustSend(t, l, newBatch(40, 10, 0))
+		qt.Assert(t, qt.IsNil(os.WriteFile(path, nil, 0o600)))
+		mustSend(t, l, newBatch(50, 10, 0))
+		checkNumbers(t, numbers(t, readLog(t, path+".2")), upTo(30, 50))
+		checkNumbers(t, numbers(t, readLog(t, path)), upTo(50, 60))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		qt.Check(t, qt.Equals(l.Stats().Rotated, 1))
+		qt.Check(t, qt.Equals(l.Stats().RotateFailures, 0))
+		qt.Assert(t, qt.IsNil(l.Close()))
+	})
+}
+
 // Reopening a file that nobody has moved changes nothing.
 func TestReopenInPlace(t *testing.T) {
 	path := logPath(t)
@@ -687,7 +719,7 @@ func TestReopenUnderLoad(t *testing.T) {
 			if err := os.Rename(path, moved); err != nil {
 				t.Error(err)
 			}
-			if i%2 == 0 {
+			if i%10 != 1 { // a second later without
 				l.Reopen()
 			}
 		}
@@ -757,10 +789,10 @@ func TestOpenIsTriedAgain(t *testing.T) {
 		qt.Check(t, qt.ErrorMatches(err, ".*is a directory.*"))
 		qt.Check(t, qt.Equals(kept, sink.Counts{}))
 		qt.Assert(t, qt.IsNil(os.Remove(path)))
-		time.Sleep(retryInterval - 1)
+		time.Sleep(retryInterval - time.Nanosecond)
 		_, err = l.Send(t.Context(), newBatch(23, 23, 0))
 		qt.Check(t, qt.ErrorMatches(err, ".*is a directory.*"))
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		mustSend(t, l, newBatch(46, 23, 0))
 		checkNumbers(t, numbers(t, readLog(t, path)), upTo(46, 69))
 
@@ -789,10 +821,10 @@ func TestSyncInterval(t *testing.T) {
 			defer l.mu.Unlock()
 			return !l.dirtyAt.IsZero()
 		}
-		time.Sleep(5*time.Second - 1)
+		time.Sleep(5*time.Second - time.Nanosecond)
 		synctest.Wait()
 		qt.Check(t, qt.IsTrue(dirty()))
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		qt.Check(t, qt.IsFalse(dirty()))
 		// A sync that fails is counted: the file is a pipe all of a sudden.

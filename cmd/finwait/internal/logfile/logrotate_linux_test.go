@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,6 +63,9 @@ func TestLogrotate(t *testing.T) {
 			}
 			names := rotated(t, path)
 			qt.Check(t, qt.IsTrue(len(names) >= rounds-1), qt.Commentf("%q", names)) // it may have found no file
+			for _, name := range names {
+				qt.Check(t, qt.IsFalse(strings.HasSuffix(name, ".backup")), qt.Commentf("logrotate found a file where it wanted to make one: %s", name))
+			}
 			// The largest number is the oldest.
 			slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) + slices.Compare([]byte(b), []byte(a)) })
 			var got []int

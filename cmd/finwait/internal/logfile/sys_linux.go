@@ -62,6 +62,12 @@ func resemble(f *os.File, info fs.FileInfo) {
 	_ = f.Chmod(info.Mode().Perm())
 }
 
+// removed tells whether the file that info is of has no name any more.
+func removed(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Nlink == 0
+}
+
 // isFull tells whether err is that of a file system, or file, with no room. The
 // open file is as good as another one.
 func isFull(err error) bool {

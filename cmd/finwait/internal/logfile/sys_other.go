@@ -19,6 +19,8 @@ func writable(*os.File, time.Duration) (bool, error) { return true, nil }
 
 func resemble(*os.File, fs.FileInfo) {}
 
+func removed(fs.FileInfo) bool { return true }
+
 func isFull(error) bool { return false }
 
 func isPassing(error) bool { return false }
