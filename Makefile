@@ -18,8 +18,11 @@ GENERATED = tracer/bpf_bpfel.go tracer/bpf_bpfel.o tracer/bpftest_bpfel_test.go 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## Build ./finwait; needs Go alone
-	CGO_ENABLED=0 go build -trimpath -o finwait ./cmd/finwait
+# finwait without the agent is half as large in memory, and quicker to start; it runs
+# finwait-serve, which is all of it, as `finwait serve`.
+build: ## Build ./finwait and ./finwait-serve; needs Go alone
+	CGO_ENABLED=0 go build -trimpath -tags noserve -o finwait ./cmd/finwait
+	CGO_ENABLED=0 go build -trimpath -o finwait-serve ./cmd/finwait
 
 demo: build ## Build and show live transitions (root)
 	./finwait trace --demo --duration 10s
@@ -54,6 +57,7 @@ lint: ## Check formatting, vet, other systems, linters, shell scripts
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run 'make fmt'"; exit 1; }
 	$(CLANG_FORMAT) --dry-run -Werror bpf/*.c bpf/*.h
 	go vet ./...
+	go vet -tags noserve ./cmd/finwait
 	GOOS=darwin go vet ./...
 	GOOS=linux GOARCH=s390x go build ./...
 	GOOS=linux GOARCH=arm64 go vet ./...
@@ -103,6 +107,6 @@ bench-smoke: build ## Run every benchmark once, so that they stay alive
 	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 
 clean: ## Remove what was built
-	rm -rf finwait dist
+	rm -rf finwait finwait-serve dist
 
 .PHONY: help build demo test test-twice test-vm test-vm-all vm-shell test-systemd packages dashboard lint fmt generate check-generate fuzz bench bench-events bench-census bench-records bench-micro bench-smoke clean

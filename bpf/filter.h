@@ -1,41 +1,29 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Which transitions become events. Pure functions over constants that the
- * loader sets; all transitions are counted, whatever the filter.
+ * Which transitions become events. Pure functions over what Go sets; all
+ * transitions are counted, whatever the filter.
  */
 #ifndef FINWAIT_FILTER_H
 #define FINWAIT_FILTER_H
 
-#define FILTER_MAX 16    /* values of one filter */
-#define PORT_WORDS (65536 / 64) /* a bit for each port */
+/*
+ * The filter in use is the one that filter_now says. Go writes the other and
+ * then moves that, so that nobody sees half of each.
+ */
+struct finwait_filter filters[2];
+__u32 filter_now;
 
-/* Bit new of word old: may this transition be an event? */
-const volatile __u16 filter_transition[NUM_STATES] = {};
+/*
+ * What is known of a socket is kept whether or not it passes: the filter may be
+ * another one day, or there is something that it is not asked for. Set by the
+ * loader.
+ */
+const volatile bool know_all = false;
 
-/* AF_INET or AF_INET6; 0 for both. */
-const volatile __u8 filter_family = 0;
-
-/* Ports: a bit for each. Any of them off means every port. */
-const volatile bool filter_by_port = false;
-const volatile bool filter_by_lport = false;
-const volatile bool filter_by_rport = false;
-const volatile __u64 filter_port[PORT_WORDS] = {};
-const volatile __u64 filter_lport[PORT_WORDS] = {};
-const volatile __u64 filter_rport[PORT_WORDS] = {};
-
-/* Lists, each with its length; length 0 lets everything through. */
-const volatile __u32 filter_addr_len = 0;
-const volatile __u32 filter_netns_len = 0;
-const volatile __u32 filter_pid_len = 0;
-const volatile __u32 filter_uid_len = 0;
-const volatile __u32 filter_comm_len = 0;
-const volatile __u32 filter_cgroup_len = 0;
-const volatile struct finwait_cidr filter_addr[FILTER_MAX] = {};
-const volatile __u32 filter_netns[FILTER_MAX] = {};
-const volatile __u32 filter_pid[FILTER_MAX] = {};
-const volatile __u32 filter_uid[FILTER_MAX] = {};
-const volatile __u8 filter_comm[FILTER_MAX][COMM_LEN] = {};
-const volatile __u64 filter_cgroup[FILTER_MAX] = {};
+static __always_inline const volatile struct finwait_filter *the_filter(void)
+{
+	return &filters[*(volatile __u32 *)&filter_now & 1];
+}
 
 enum verdict {
 	DROP,
@@ -55,24 +43,25 @@ static __always_inline enum verdict filter_one_port(const volatile __u64 *ports,
 	return port_in(ports, port) ? PASS : DROP;
 }
 
-static __always_inline enum verdict filter_ports(const struct finwait_tuple *t)
+static __always_inline enum verdict filter_ports(const volatile struct finwait_filter *f,
+						 const struct finwait_tuple *t)
 {
 	enum verdict verdict = PASS, one;
 
-	if (filter_by_rport) {
-		verdict = filter_one_port(filter_rport, t->rport);
+	if (f->by_rport) {
+		verdict = filter_one_port(f->rport, t->rport);
 		if (verdict == DROP)
 			return DROP;
 	}
-	if (filter_by_lport) {
-		one = filter_one_port(filter_lport, t->lport);
+	if (f->by_lport) {
+		one = filter_one_port(f->lport, t->lport);
 		if (one != PASS)
 			verdict = one;
 		if (verdict == DROP)
 			return DROP;
 	}
-	if (filter_by_port) {
-		if (port_in(filter_port, t->lport) || port_in(filter_port, t->rport))
+	if (f->by_port) {
+		if (port_in(f->port, t->lport) || port_in(f->port, t->rport))
 			return verdict;
 		return t->lport && t->rport ? DROP : LATER;
 	}
@@ -89,13 +78,14 @@ static __always_inline bool cidr_has(const volatile struct finwait_cidr *net, co
 	       (b[3] & m[3]) == a[3];
 }
 
-static __always_inline bool filter_addrs(const struct finwait_tuple *t)
+static __always_inline bool filter_addrs(const volatile struct finwait_filter *f,
+					 const struct finwait_tuple *t)
 {
-	for (__u32 i = 0; i < FILTER_MAX && i < filter_addr_len; i++) {
-		if (cidr_has(&filter_addr[i], t->laddr) || cidr_has(&filter_addr[i], t->raddr))
+	for (__u32 i = 0; i < FILTER_MAX && i < f->addr_len; i++) {
+		if (cidr_has(&f->addr[i], t->laddr) || cidr_has(&f->addr[i], t->raddr))
 			return true;
 	}
-	return !filter_addr_len;
+	return !f->addr_len;
 }
 
 static __always_inline bool filter_u32(const volatile __u32 *list, __u32 len, __u32 value)
@@ -113,51 +103,66 @@ static __always_inline bool filter_u32(const volatile __u32 *list, __u32 len, __
  */
 __noinline int filter_tuple(const struct finwait_tuple *t, __u8 family)
 {
+	const volatile struct finwait_filter *f = the_filter();
+
 	if (!t)
 		return DROP;
-	if (filter_family && filter_family != family)
+	if (f->family && f->family != family)
 		return DROP;
-	if (!filter_u32(filter_netns, filter_netns_len, t->netns))
+	if (!filter_u32(f->netns, f->netns_len, t->netns))
 		return DROP;
-	if (!filter_addrs(t))
+	if (!filter_addrs(f, t))
 		return DROP;
-	return filter_ports(t);
+	return filter_ports(f, t);
 }
 
-static __always_inline bool filter_comms(const struct finwait_who *who)
+static __always_inline bool filter_comms(const volatile struct finwait_filter *f,
+					 const struct finwait_who *who)
 {
 	const __u64 *a = (const __u64 *)who->comm;
 
-	for (__u32 i = 0; i < FILTER_MAX && i < filter_comm_len; i++) {
-		const volatile __u64 *b = (const volatile __u64 *)filter_comm[i];
+	for (__u32 i = 0; i < FILTER_MAX && i < f->comm_len; i++) {
+		const volatile __u64 *b = (const volatile __u64 *)f->comm[i];
 
 		if (a[0] == b[0] && a[1] == b[1])
 			return true;
 	}
-	return !filter_comm_len;
-}
-
-static __always_inline bool filter_by_who(void)
-{
-	return filter_pid_len || filter_uid_len || filter_comm_len || filter_cgroup_len;
+	return !f->comm_len;
 }
 
 /* By owner. One that is unknown is none of those asked for. */
 static __always_inline bool filter_who(const struct finwait_who *who)
 {
-	if (!filter_by_who())
+	const volatile struct finwait_filter *f = the_filter();
+
+	if (!f->by_who)
 		return true;
 	if (who->origin == ORIGIN_UNKNOWN)
 		return false;
-	if (filter_cgroup_len && !who->in_cgroup)
+	if (f->cgroup_len && !who->in_cgroup)
 		return false;
-	return filter_u32(filter_pid, filter_pid_len, who->pid) &&
-	       filter_u32(filter_uid, filter_uid_len, who->uid) && filter_comms(who);
+	return filter_u32(f->pid, f->pid_len, who->pid) && filter_u32(f->uid, f->uid_len, who->uid) &&
+	       filter_comms(f, who);
 }
 
 static __always_inline bool filter_transitions(__u32 old, __u32 new)
 {
-	return old < NUM_STATES && filter_transition[old] >> (new & 15) & 1;
+	return old < NUM_STATES && the_filter()->transition[old] >> (new & 15) & 1;
+}
+
+/*
+ * Is the connection one of the sample? All that is told of it has the same
+ * cookie, so that it is told whole or not at all. Without a cookie it has never
+ * been more than half-open, and its addresses are as good.
+ */
+static __always_inline bool filter_sample(__u64 cookie, const struct finwait_tuple *t)
+{
+	const __u32 *laddr = (const __u32 *)t->laddr, *raddr = (const __u32 *)t->raddr;
+
+	if (!cookie)
+		cookie = (__u64)(laddr[3] ^ raddr[3]) << 32 | t->lport << 16 | t->rport;
+	/* Cookies follow each other; by the golden ratio they spread evenly. */
+	return (cookie * 0x9e3779b97f4a7c15ULL) >> 32 < the_filter()->sample_below;
 }
 
 #endif

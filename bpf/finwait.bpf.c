@@ -110,6 +110,8 @@ static __always_inline int on_set_state(void *ctx, struct sock *sk, int old, int
 		walk_step(sk, c, &t);
 	gauge_socket(&t, c, claimed);
 	count(old, new);
+	if (new == CLOSE)
+		count_ending(old, t.reason, t.side);
 	tell(c, sk, &t, filter_tuple(&t.tuple, t.family));
 	if (records_on && c && new == CLOSE)
 		record_end(sk, c, &t);
@@ -274,6 +276,7 @@ const enum finwait_event_flags *unused_flags __attribute__((unused));
 const enum finwait_side *unused_side __attribute__((unused));
 const enum finwait_reason *unused_reason __attribute__((unused));
 const enum finwait_symbol *unused_symbol __attribute__((unused));
+const struct finwait_filter *unused_filter __attribute__((unused));
 const struct finwait_conn *unused_conn __attribute__((unused));
 const enum finwait_profile_by *unused_profile_by __attribute__((unused));
 const enum finwait_profile_group *unused_profile_group __attribute__((unused));

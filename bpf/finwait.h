@@ -71,6 +71,7 @@ enum finwait_side {
 	SIDE_LOCAL,
 	SIDE_PEER,
 	SIDE_BOTH, /* at once: each sent its FIN before the other's came */
+	NUM_SIDES,
 };
 
 /* How the owner of a socket was learnt. */
@@ -117,7 +118,7 @@ struct finwait_who {
 	__u8 comm[COMM_LEN];
 	__u8 origin; /* enum finwait_origin */
 	__u8 role; /* enum finwait_role */
-	__u8 in_cgroup; /* the owner is in one of filter_cgroup, or below it */
+	__u8 in_cgroup; /* the owner is in one of finwait_filter.cgroup, or below it */
 	__u8 __pad[5];
 };
 _Static_assert(sizeof(struct finwait_who) == 40, "who has padding");
@@ -146,7 +147,7 @@ struct finwait_walk {
 	__u64 dwell_ns[NUM_STATES];
 	__u16 visited; /* a bit for each state that it has entered */
 	__u16 known; /* and for each whose dwell is known */
-	__u8 slow; /* it was in one for longer than it should (record_slow_ns) */
+	__u8 slow; /* it was in one for longer than it should (finwait_filter.slow_ns) */
 	__u8 __pad[3];
 };
 
@@ -212,6 +213,11 @@ struct finwait_matrix {
 	struct finwait_row from_NEW_SYN_RECV;
 };
 _Static_assert(sizeof(struct finwait_matrix) == NUM_STATES * NUM_STATES * 8, "matrix misses a state");
+
+/* Every socket that has ended: the state it was in, why, and who closed first. */
+struct finwait_endings {
+	__u64 n[NUM_STATES][NUM_REASONS][NUM_SIDES];
+};
 
 /*
  * How many sockets have entered and left each state, in one network namespace.
@@ -324,7 +330,7 @@ _Static_assert(sizeof(struct finwait_profile_key) == 16, "profile key has paddin
 
 /* How long sockets have stayed in a state, as they left it. */
 struct finwait_profile_row {
-	__u64 buckets[PROFILE_BUCKETS]; /* by the number of the highest bit of the nanoseconds */
+	__u64 buckets[PROFILE_BUCKETS]; /* by powers of two of a second: see profile_bucket */
 	__u64 sum_ns;
 	__u64 sum_carry; /* how often sum_ns has gone over */
 	__u64 max_ns;
@@ -354,10 +360,47 @@ struct finwait_netns_file {
 	__u32 socket; /* it is a socket there, and not the namespace itself */
 };
 
-/* One network in filter_addr. */
+/* One network in finwait_filter.addr. */
 struct finwait_cidr {
 	__u8 addr[16];
 	__u8 mask[16];
+};
+
+#define FILTER_MAX 16 /* values of one list */
+#define PORT_WORDS (65536 / 64) /* a bit for each port */
+
+/*
+ * Which transitions become events, and which connections records. Everything
+ * that is set must match.
+ */
+struct finwait_filter {
+	__u64 sample_below; /* share of all connections, of 2^32 */
+	__u64 slow_ns[NUM_STATES]; /* records: as long as that in a state; 0 is never */
+	__u32 reasons; /* or ended for one of these, a bit for each */
+	__u8 all_records; /* neither of the two is asked for */
+	__u8 family; /* AF_INET or AF_INET6; 0 for both */
+	__u16 transition[NUM_STATES]; /* bit new of word old */
+	__u8 by_port; /* is the list of ports in use? */
+	__u8 by_lport;
+	__u8 by_rport;
+	__u8 by_who; /* is any of those of the owner? */
+	__u8 __pad[2];
+	/* Lists, each with its length; length 0 lets everything through. */
+	__u32 addr_len;
+	__u32 netns_len;
+	__u32 pid_len;
+	__u32 uid_len;
+	__u32 comm_len;
+	__u32 cgroup_len;
+	struct finwait_cidr addr[FILTER_MAX];
+	__u64 cgroup[FILTER_MAX];
+	__u32 netns[FILTER_MAX];
+	__u32 pid[FILTER_MAX];
+	__u32 uid[FILTER_MAX];
+	__u8 comm[FILTER_MAX][COMM_LEN];
+	__u64 port[PORT_WORDS];
+	__u64 lport[PORT_WORDS];
+	__u64 rport[PORT_WORDS];
 };
 
 #endif

@@ -64,7 +64,7 @@ struct emission {
 static long emit_once(__u32 i, struct emission *e)
 {
 	count(e->t.old, e->t.new);
-	emit_if_wanted(&e->t, &e->who);
+	emit_if_wanted(&e->t, &e->who, true);
 	return 0;
 }
 
@@ -88,7 +88,8 @@ int run_emit(struct test_emit *in)
 }
 
 /* bpf2go finds the types that no map mentions through these. */
-const struct test_filter *unused_filter __attribute__((unused));
+const struct finwait_filter *unused_filter __attribute__((unused));
+const struct test_filter *unused_test_filter __attribute__((unused));
 const struct test_emit *unused_emit __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

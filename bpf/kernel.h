@@ -303,4 +303,13 @@ struct bpf_iter__bpf_map_elem {
 
 #pragma clang attribute pop
 
+/* A pointer as a number, which a global function takes, unlike a pointer that the verifier knows. */
+static __always_inline __u64 address_of(const void *pointer)
+{
+	__u64 addr = 0;
+
+	bpf_probe_read_kernel(&addr, sizeof(addr), &pointer);
+	return addr;
+}
+
 #endif

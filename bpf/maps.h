@@ -15,6 +15,17 @@ struct {
 } matrix SEC(".maps");
 
 /*
+ * Every socket that has ended, by how.
+ * key 0; written by count_ending(); read by Go.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct finwait_endings);
+} endings SEC(".maps");
+
+/*
  * What was emitted and what went wrong.
  * key 0; written wherever something is emitted or fails; read by Go.
  */
@@ -317,6 +328,20 @@ static __always_inline void count(__u32 old, __u32 new)
 	barrier_var(cell);
 	if (m && cell < NUM_STATES * NUM_STATES)
 		__sync_fetch_and_add((__u64 *)m + cell, 1);
+}
+
+/* Goes with count(old, CLOSE). Global, as emit_if_wanted is. */
+__noinline int count_ending(__u32 old, __u32 reason, __u32 side)
+{
+	__u64 cell = (old * NUM_REASONS + reason) * NUM_SIDES + side;
+	struct finwait_endings *e;
+	__u32 zero = 0;
+
+	e = bpf_map_lookup_elem(&endings, &zero);
+	barrier_var(cell);
+	if (e && cell < NUM_STATES * NUM_REASONS * NUM_SIDES)
+		__sync_fetch_and_add((__u64 *)e + cell, 1);
+	return 0;
 }
 
 /* Takes back a transition that was counted on this CPU as another than it turns out to be. */

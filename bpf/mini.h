@@ -129,8 +129,7 @@ static __always_inline void mini_emit(struct mini *m, __u64 addr, __u32 old, __u
 	t.reason = reason;
 	t.side = m->side;
 	m->since_ns = time_ns;
-	if (filter_tuple(&t.tuple, t.family) == PASS)
-		emit_if_wanted(&t, &m->who);
+	offer(&t, &m->who, filter_tuple(&t.tuple, t.family) == PASS);
 	if (records_on)
 		record_step(addr, m, &t);
 }
@@ -142,6 +141,8 @@ static __always_inline bool mini_tell(struct mini *m, __u64 addr, __u32 old, __u
 	if (__sync_val_compare_and_swap(&m->state, old, new) != old)
 		return false;
 	count(old, new);
+	if (new == CLOSE && !counters_only)
+		count_ending(old, reason, m->side);
 	if (!counters_only)
 		mini_emit(m, addr, old, new, time_ns, reason);
 	return true;

@@ -27,10 +27,16 @@ struct {
 /* It is full, and stays so: nobody need try to insert. */
 bool profiles_full;
 
-/* The number of the highest bit: bucket i is of 2^i to 2^(i+1)-1 ns, and of 0 if i is 0. */
+/*
+ * Bucket i is of 2^(i-30) seconds up to twice that, and the first of 0 on: powers of
+ * two of a second are what Prometheus and OpenTelemetry count by. That is the number
+ * of the highest bit of the nanoseconds, or one more from 10^9 / 2^29 times that bit
+ * on, which are 10^9 * 2^34 where the bit is the 64th.
+ */
 static __always_inline __u32 profile_bucket(__u64 ns)
 {
-	__u32 bucket = 0;
+	__u64 all = ns;
+	__u32 bucket = 0; /* less than the last: a dwell has 63 bits */
 
 	for (__u32 shift = PROFILE_BUCKETS / 2; shift; shift /= 2) {
 		if (ns >> shift) {
@@ -38,7 +44,7 @@ static __always_inline __u32 profile_bucket(__u64 ns)
 			bucket += shift;
 		}
 	}
-	return bucket;
+	return bucket + (all << (63 - bucket) >= 1000000000ULL << 34);
 }
 
 /* One port, if this side is the one whose port means something. */

@@ -26,15 +26,6 @@ enum fact {
 
 #define FACT(condition, fact) ((__u32)(!!(condition)) * (fact))
 
-/* A pointer as a number, which a global function takes, unlike a pointer that the verifier knows. */
-static __always_inline __u64 address_of(const struct sock *sk)
-{
-	__u64 addr = 0;
-
-	bpf_probe_read_kernel(&addr, sizeof(addr), &sk);
-	return addr;
-}
-
 /* What tcp_out_of_memory asks of a socket before it looks at all of them. */
 #define SOCK_MIN_SNDBUF 4608 /* include/net/sock.h; its size depends on sk_buff's, by some bytes */
 

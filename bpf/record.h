@@ -13,14 +13,6 @@ const volatile bool records_on = false;
 const volatile bool records_at_time_wait = false;
 
 /*
- * Which connections are told of: all, or those that were as long as that in a
- * state (0 is never), or that ended for one of the reasons, a bit for each.
- */
-const volatile bool record_all = true;
-const volatile __u64 record_slow_ns[NUM_STATES] = {};
-const volatile __u32 record_reasons = 0;
-
-/*
  * The walk of a full socket so far: key is the socket. Created by its first
  * transition that is seen, freed by the kernel with the socket.
  * Refused: ledger.storage_failed; the record then lacks its walk.
@@ -65,7 +57,7 @@ static __always_inline void walk_enter(struct finwait_walk *w, __u32 state)
 static __always_inline bool is_slow(__u32 state, __u64 dwell_ns)
 {
 	barrier_var(state);
-	return state < NUM_STATES && record_slow_ns[state] && dwell_ns >= record_slow_ns[state];
+	return state < NUM_STATES && the_filter()->slow_ns[state] && dwell_ns >= the_filter()->slow_ns[state];
 }
 
 static __always_inline void walk_leave(struct finwait_walk *w, __u32 state, __u64 since_ns, __u64 now)
@@ -115,13 +107,14 @@ static __always_inline void walk_half_open(struct sock *sk, __u64 since_ns, __u6
 }
 
 /* Is there to be a record of this connection? All of them are counted. */
-static __always_inline bool record_wanted(bool slow, __u32 reasons, const struct finwait_tuple *tuple,
-					  __u8 family, const struct finwait_who *who)
+static __always_inline bool record_wanted(bool slow, __u32 reasons, __u64 cookie,
+					  const struct finwait_tuple *tuple, __u8 family,
+					  const struct finwait_who *who)
 {
 	ledger_add(records_made);
-	if (!record_all && !slow && !(record_reasons & reasons))
+	if (!the_filter()->all_records && !slow && !(the_filter()->reasons & reasons))
 		return false;
-	return filter_tuple(tuple, family) == PASS && filter_who(who);
+	return filter_tuple(tuple, family) == PASS && filter_who(who) && filter_sample(cookie, tuple);
 }
 
 static __always_inline struct finwait_conn *record_reserve(void)
@@ -186,7 +179,7 @@ static __noinline void record_end(struct sock *sk, const struct conn *c, const s
 	if (t->old == LISTEN)
 		return;
 	w = bpf_sk_storage_get(&walks, sk, NULL, 0);
-	if (!record_wanted(w && w->slow, 1U << (t->reason & 31), &t->tuple, t->family, &c->who))
+	if (!record_wanted(w && w->slow, 1U << (t->reason & 31), t->cookie, &t->tuple, t->family, &c->who))
 		return;
 	r = record_reserve();
 	if (!r)
@@ -237,8 +230,8 @@ static __always_inline void record_of_end(const struct finwait_conn *kept, const
 	bool slow = kept ? kept->walk.slow : t->since_ns && is_slow(t->old, t->time_ns - t->since_ns);
 	struct finwait_conn *r;
 
-	if (!record_wanted(slow, (1U << (reason & 31) | 1U << (ended & 31)) & ~1U, &m->tuple, m->family,
-			   &m->who))
+	if (!record_wanted(slow, (1U << (reason & 31) | 1U << (ended & 31)) & ~1U, m->cookie, &m->tuple,
+			   m->family, &m->who))
 		return;
 	r = record_reserve();
 	if (!r)
@@ -278,7 +271,7 @@ static __noinline void record_half_open(const struct request *req, __u64 time_ns
 	bool slow = req->since_ns && is_slow(NEW_SYN_RECV, time_ns - req->since_ns);
 	struct finwait_conn *r;
 
-	if (!record_wanted(slow, 1U << (reason & 31), &req->tuple, req->family, &req->who))
+	if (!record_wanted(slow, 1U << (reason & 31), req->cookie, &req->tuple, req->family, &req->who))
 		return;
 	r = record_reserve();
 	if (!r)

@@ -70,8 +70,7 @@ static __always_inline void request_emit(const struct request *r, __u8 old, __u8
 	t.new = new;
 	t.evidence = tier;
 	t.reason = reason;
-	if (filter_tuple(&t.tuple, t.family) == PASS)
-		emit_if_wanted(&t, &r->who);
+	offer(&t, &r->who, filter_tuple(&t.tuple, t.family) == PASS);
 }
 
 /* Tells that the connection is half-open, unless that has been told. */
@@ -155,6 +154,8 @@ static __always_inline void request_drop(struct request *r, __u64 time_ns, __u8 
 {
 	request_tell(r);
 	count(NEW_SYN_RECV, CLOSE);
+	if (!counters_only)
+		count_ending(NEW_SYN_RECV, reason, SIDE_UNKNOWN);
 	if (r->gauged)
 		gauge_move(r->net, r->tuple.netns, NEW_SYN_RECV, CLOSE);
 	request_emit(r, NEW_SYN_RECV, CLOSE, time_ns, r->since_ns, reason);
@@ -205,7 +206,7 @@ static __always_inline void request_join(struct transition *t, struct sock *sk, 
 		begin.time_ns = c.since_ns;
 		begin.since_ns = 0;
 		begin.evidence = tier;
-		emit_if_wanted(&begin, who);
+		emit_if_wanted(&begin, who, true);
 	}
 	t->old = NEW_SYN_RECV;
 	t->since_ns = c.since_ns;

@@ -5,8 +5,11 @@
 
 #define CGROUP_DEPTH 32 /* deepest cgroup that is searched for an ancestor */
 
-static __always_inline bool in_filter_cgroup(struct task_struct *task)
+/* Global, as emit_if_wanted is; it takes the task's address. */
+__noinline bool in_filter_cgroup(__u64 addr)
 {
+	const volatile struct finwait_filter *f = the_filter();
+	struct task_struct *task = (struct task_struct *)addr;
 	struct cgroup_subsys_state *css;
 	struct cgroup *cgroup;
 	__u64 id;
@@ -15,8 +18,8 @@ static __always_inline bool in_filter_cgroup(struct task_struct *task)
 	for (int depth = 0; depth < CGROUP_DEPTH && css; depth++) {
 		cgroup = container_of(css, struct cgroup, self);
 		id = BPF_CORE_READ(cgroup, kn, id);
-		for (__u32 i = 0; i < FILTER_MAX && i < filter_cgroup_len; i++) {
-			if (filter_cgroup[i] == id)
+		for (__u32 i = 0; i < FILTER_MAX && i < f->cgroup_len; i++) {
+			if (f->cgroup[i] == id)
 				return true;
 		}
 		css = BPF_CORE_READ(css, parent);
@@ -30,7 +33,7 @@ static __always_inline void take_task(struct finwait_who *who, struct task_struc
 	who->pid = task->tgid;
 	who->uid = BPF_CORE_READ(task, cred, uid.val);
 	who->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-	who->in_cgroup = filter_cgroup_len && in_filter_cgroup(task);
+	who->in_cgroup = the_filter()->cgroup_len && in_filter_cgroup(address_of(task));
 	/* The string ends where it ends; an earlier owner's name may be longer. */
 	__builtin_memset(who->comm, 0, sizeof(who->comm));
 	BPF_CORE_READ_STR_INTO(&who->comm, task, group_leader, comm);
@@ -125,8 +128,7 @@ static __always_inline void release(struct conn *c, struct sock *sk, const struc
 		if (t.old == CLOSE && next->new == ESTABLISHED &&settled && !opened_by_data(sk))
 			ledger_add(syn_cookies);
 	}
-	if (wanted)
-		emit_if_wanted(&t, &c->who);
+	offer(&t, &c->who, wanted);
 }
 
 /* An accepted socket is born: its storage, if any, is a copy of its listener's. */
@@ -154,8 +156,8 @@ static __always_inline void tell(struct conn *c, struct sock *sk, struct transit
 	if (!c) {
 		if (verdict == LATER)
 			ledger_add(not_held);
-		else if (verdict == PASS)
-			emit_if_wanted(t, &nobody);
+		else
+			offer(t, &nobody, verdict == PASS);
 		return;
 	}
 	t->since_ns = c->since_ns;
@@ -164,13 +166,13 @@ static __always_inline void tell(struct conn *c, struct sock *sk, struct transit
 		release(c, sk, t, verdict == PASS);
 	c->held_ns = 0;
 	/* What a listener accepts may pass where it does not, and inherits its owner. */
-	if (verdict == DROP && t->new != LISTEN)
+	if (verdict == DROP && t->new != LISTEN && !know_all)
 		return;
 	learn_who(&c->who, sk, t->old, t->new);
-	if (verdict == PASS)
-		emit_if_wanted(t, &c->who);
-	else if (verdict == LATER && t->new != CLOSE)
+	if (verdict == LATER && t->new != CLOSE)
 		hold(c, t);
+	else
+		offer(t, &c->who, verdict == PASS);
 }
 
 /* Puts the socket into gauges, unless it is there, and tells whether it was. */

@@ -12,6 +12,9 @@ const volatile __u8 tier = EVIDENCE_TIMER;
 /* Nobody wants events. Set by the loader. */
 const volatile bool no_events = false;
 
+/* The histograms have all transitions, whatever the filter. Set by the loader. */
+const volatile bool profile_all = false;
+
 struct transition {
 	struct finwait_tuple tuple;
 	__u64 net; /* the namespace's cookie */
@@ -81,18 +84,28 @@ static __always_inline void emit(const struct transition *t, const struct finwai
 static __always_inline void profile(const struct transition *t, const struct finwait_who *who);
 
 /*
- * Not static, so that the verifier looks at it once, and not wherever a program
- * comes by with another state: together they are near its limit of a million
- * instructions. It takes it that such a function may write to what it is given.
+ * Tells a transition that has passed by its tuple, or has not. Not static, so that
+ * the verifier looks at it once, and not wherever a program comes by with another
+ * state: together they are near its limit of a million instructions. It takes it
+ * that such a function may write to what it is given.
  */
-__noinline int emit_if_wanted(const struct transition *t, const struct finwait_who *who)
+__noinline int emit_if_wanted(const struct transition *t, const struct finwait_who *who, bool passed)
 {
-	if (!t || !who || !filter_transitions(t->old, t->new) || !filter_who(who))
+	if (!t || !who)
 		return 0;
-	profile(t, who);
-	if (!no_events)
+	passed = passed && filter_transitions(t->old, t->new) && filter_who(who);
+	if (passed || profile_all)
+		profile(t, who);
+	if (passed && !no_events && filter_sample(t->cookie, &t->tuple))
 		emit(t, who);
 	return 0;
+}
+
+/* The same, where most has not passed. */
+static __always_inline void offer(const struct transition *t, const struct finwait_who *who, bool passed)
+{
+	if (passed || profile_all)
+		emit_if_wanted(t, who, passed);
 }
 
 #endif

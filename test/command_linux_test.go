@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,11 +45,15 @@ var buildBinary = sync.OnceValues(func() (string, error) {
 		return path, nil
 	}
 	path := filepath.Join(binaryDir(), "finwait")
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../cmd/finwait").CombinedOutput()
-	if err != nil {
-		err = errors.New(string(out) + err.Error())
+	// As make build does.
+	for _, args := range [][]string{{"-tags", "noserve", "-o", path}, {"-o", path + "-serve"}} {
+		build := exec.Command("go", slices.Concat([]string{"build", "-buildvcs=false"}, args, []string{"../cmd/finwait"})...)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return "", errors.New(string(out) + err.Error())
+		}
 	}
-	return path, err
+	return path, nil
 })
 
 // binary returns the path of the built command.

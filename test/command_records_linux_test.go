@@ -44,13 +44,14 @@ type jsonRecord struct {
 	Reason     string     `json:"reason"`
 	Side       string     `json:"side"`
 	Evidence   string     `json:"evidence"`
+	Sampling   float64    `json:"sampling_ratio"`
 }
 
 // fields are the names of all fields, in the order in which they are written.
 var fields = []string{
 	"time", "cookie", "netns", "family", "local_addr", "local_port", "remote_addr", "remote_port",
 	"old_state", "new_state", "dwell_ns", "pid", "comm", "uid", "cgroup_id",
-	"container_id", "pod_uid", "owner", "role", "reason", "side", "evidence",
+	"container_id", "pod_uid", "owner", "role", "reason", "side", "evidence", "sampling_ratio",
 }
 
 func (r *jsonRecord) transition(t testing.TB) tracer.Transition {

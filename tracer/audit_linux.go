@@ -57,7 +57,9 @@ func (a *auditor) refuse(err error) {
 
 // run claims what is there and then audits at every interval.
 func (a *auditor) run(ctx context.Context, interval time.Duration) {
-	a.claimErr = a.claim(ctx)
+	if a.claimErr = a.claim(ctx); a.claimErr == nil {
+		a.claimErr = a.t.pins.publish(a.t.coll, a.t.profile)
+	}
 	close(a.claimed)
 	if interval < 0 {
 		return
@@ -235,7 +237,13 @@ func (a *auditor) forget(cookie uint64, row *gaugeRow, result *Audit) {
 			a.corrected.Add(uint64(max(n, -n)))
 		}
 	}
+	a.drop(cookie)
+}
+
+// drop forgets a namespace whose row is deleted. Called with mu held.
+func (a *auditor) drop(cookie uint64) {
 	delete(a.corrections, cookie)
+	a.t.pins.forget(cookie)
 	a.deleted++
 }
 
@@ -322,7 +330,7 @@ func (a *auditor) correct(netns uint32, cookie uint64, by correction, result *Au
 		a.corrected.Add(uint64(max(n, -n)))
 	}
 	a.corrections[cookie] = sum
-	return nil
+	return a.t.pins.correct(cookie, sum)
 }
 
 // distance returns by how much the kernel's number is off what the gauges of
@@ -409,8 +417,7 @@ func (a *auditor) makeRoom() error {
 		if err := a.t.coll.Maps["gauges"].Delete(cookie); err != nil {
 			return fmt.Errorf("delete gauges: %w", err)
 		}
-		delete(a.corrections, cookie)
-		a.deleted++
+		a.drop(cookie)
 	}
 	a.idle = idle
 	return nil

@@ -55,6 +55,11 @@ type bpfFinwaitConn struct {
 	Pad              [3]uint8
 }
 
+type bpfFinwaitEndings struct {
+	_ structs.HostLayout
+	N [13][26][4]uint64
+}
+
 type bpfFinwaitEvent struct {
 	_       structs.HostLayout
 	TimeNs  uint64
@@ -92,6 +97,37 @@ const (
 	bpfFinwaitEvidenceEVIDENCE_TIMER  bpfFinwaitEvidence = 1
 	bpfFinwaitEvidenceEVIDENCE_PROBE  bpfFinwaitEvidence = 2
 )
+
+type bpfFinwaitFilter struct {
+	_           structs.HostLayout
+	SampleBelow uint64
+	SlowNs      [13]uint64
+	Reasons     uint32
+	AllRecords  uint8
+	Family      uint8
+	Transition  [13]uint16
+	ByPort      uint8
+	ByLport     uint8
+	ByRport     uint8
+	ByWho       uint8
+	Pad         [2]uint8
+	_           [2]byte
+	AddrLen     uint32
+	NetnsLen    uint32
+	PidLen      uint32
+	UidLen      uint32
+	CommLen     uint32
+	CgroupLen   uint32
+	Addr        [16]bpfFinwaitCidr
+	Cgroup      [16]uint64
+	Netns       [16]uint32
+	Pid         [16]uint32
+	Uid         [16]uint32
+	Comm        [16][16]uint8
+	Port        [1024]uint64
+	Lport       [1024]uint64
+	Rport       [1024]uint64
+}
 
 type bpfFinwaitGauge struct {
 	_       structs.HostLayout
@@ -316,6 +352,7 @@ const (
 	bpfMapCompleted              = "completed"
 	bpfMapConns                  = "conns"
 	bpfMapEnded                  = "ended"
+	bpfMapEndings                = "endings"
 	bpfMapEvents                 = "events"
 	bpfMapGauges                 = "gauges"
 	bpfMapHandoff                = "handoff"
@@ -374,37 +411,18 @@ const (
 	bpfVarCountersOnly           = "counters_only"
 	bpfVarCpuMeasured            = "cpu_measured"
 	bpfVarCpuOpen                = "cpu_open"
-	bpfVarFilterAddr             = "filter_addr"
-	bpfVarFilterAddrLen          = "filter_addr_len"
-	bpfVarFilterByLport          = "filter_by_lport"
-	bpfVarFilterByPort           = "filter_by_port"
-	bpfVarFilterByRport          = "filter_by_rport"
-	bpfVarFilterCgroup           = "filter_cgroup"
-	bpfVarFilterCgroupLen        = "filter_cgroup_len"
-	bpfVarFilterComm             = "filter_comm"
-	bpfVarFilterCommLen          = "filter_comm_len"
-	bpfVarFilterFamily           = "filter_family"
-	bpfVarFilterLport            = "filter_lport"
-	bpfVarFilterNetns            = "filter_netns"
-	bpfVarFilterNetnsLen         = "filter_netns_len"
-	bpfVarFilterPid              = "filter_pid"
-	bpfVarFilterPidLen           = "filter_pid_len"
-	bpfVarFilterPort             = "filter_port"
-	bpfVarFilterRport            = "filter_rport"
-	bpfVarFilterTransition       = "filter_transition"
-	bpfVarFilterUid              = "filter_uid"
-	bpfVarFilterUidLen           = "filter_uid_len"
+	bpfVarFilterNow              = "filter_now"
+	bpfVarFilters                = "filters"
 	bpfVarGaugeInserts           = "gauge_inserts"
 	bpfVarJiffyNs                = "jiffy_ns"
+	bpfVarKnowAll                = "know_all"
 	bpfVarMigrations             = "migrations"
 	bpfVarMinisPutAside          = "minis_put_aside"
 	bpfVarNetnsRun               = "netns_run"
 	bpfVarNoEvents               = "no_events"
+	bpfVarProfileAll             = "profile_all"
 	bpfVarProfileBy              = "profile_by"
 	bpfVarProfilesFull           = "profiles_full"
-	bpfVarRecordAll              = "record_all"
-	bpfVarRecordReasons          = "record_reasons"
-	bpfVarRecordSlowNs           = "record_slow_ns"
 	bpfVarRecordsAtTimeWait      = "records_at_time_wait"
 	bpfVarRecordsOn              = "records_on"
 	bpfVarSettled                = "settled"
@@ -418,6 +436,7 @@ const (
 	bpfVarUnfollowedLive         = "unfollowed_live"
 	bpfVarUnusedConn             = "unused_conn"
 	bpfVarUnusedEvidence         = "unused_evidence"
+	bpfVarUnusedFilter           = "unused_filter"
 	bpfVarUnusedFlags            = "unused_flags"
 	bpfVarUnusedNetnsFile        = "unused_netns_file"
 	bpfVarUnusedOrigin           = "unused_origin"
@@ -520,6 +539,7 @@ type bpfMapSpecs struct {
 	Completed    *ebpf.MapSpec `ebpf:"completed"`
 	Conns        *ebpf.MapSpec `ebpf:"conns"`
 	Ended        *ebpf.MapSpec `ebpf:"ended"`
+	Endings      *ebpf.MapSpec `ebpf:"endings"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Gauges       *ebpf.MapSpec `ebpf:"gauges"`
 	Handoff      *ebpf.MapSpec `ebpf:"handoff"`
@@ -549,37 +569,18 @@ type bpfVariableSpecs struct {
 	CountersOnly       *ebpf.VariableSpec `ebpf:"counters_only"`
 	CpuMeasured        *ebpf.VariableSpec `ebpf:"cpu_measured"`
 	CpuOpen            *ebpf.VariableSpec `ebpf:"cpu_open"`
-	FilterAddr         *ebpf.VariableSpec `ebpf:"filter_addr"`
-	FilterAddrLen      *ebpf.VariableSpec `ebpf:"filter_addr_len"`
-	FilterByLport      *ebpf.VariableSpec `ebpf:"filter_by_lport"`
-	FilterByPort       *ebpf.VariableSpec `ebpf:"filter_by_port"`
-	FilterByRport      *ebpf.VariableSpec `ebpf:"filter_by_rport"`
-	FilterCgroup       *ebpf.VariableSpec `ebpf:"filter_cgroup"`
-	FilterCgroupLen    *ebpf.VariableSpec `ebpf:"filter_cgroup_len"`
-	FilterComm         *ebpf.VariableSpec `ebpf:"filter_comm"`
-	FilterCommLen      *ebpf.VariableSpec `ebpf:"filter_comm_len"`
-	FilterFamily       *ebpf.VariableSpec `ebpf:"filter_family"`
-	FilterLport        *ebpf.VariableSpec `ebpf:"filter_lport"`
-	FilterNetns        *ebpf.VariableSpec `ebpf:"filter_netns"`
-	FilterNetnsLen     *ebpf.VariableSpec `ebpf:"filter_netns_len"`
-	FilterPid          *ebpf.VariableSpec `ebpf:"filter_pid"`
-	FilterPidLen       *ebpf.VariableSpec `ebpf:"filter_pid_len"`
-	FilterPort         *ebpf.VariableSpec `ebpf:"filter_port"`
-	FilterRport        *ebpf.VariableSpec `ebpf:"filter_rport"`
-	FilterTransition   *ebpf.VariableSpec `ebpf:"filter_transition"`
-	FilterUid          *ebpf.VariableSpec `ebpf:"filter_uid"`
-	FilterUidLen       *ebpf.VariableSpec `ebpf:"filter_uid_len"`
+	FilterNow          *ebpf.VariableSpec `ebpf:"filter_now"`
+	Filters            *ebpf.VariableSpec `ebpf:"filters"`
 	GaugeInserts       *ebpf.VariableSpec `ebpf:"gauge_inserts"`
 	JiffyNs            *ebpf.VariableSpec `ebpf:"jiffy_ns"`
+	KnowAll            *ebpf.VariableSpec `ebpf:"know_all"`
 	Migrations         *ebpf.VariableSpec `ebpf:"migrations"`
 	MinisPutAside      *ebpf.VariableSpec `ebpf:"minis_put_aside"`
 	NetnsRun           *ebpf.VariableSpec `ebpf:"netns_run"`
 	NoEvents           *ebpf.VariableSpec `ebpf:"no_events"`
+	ProfileAll         *ebpf.VariableSpec `ebpf:"profile_all"`
 	ProfileBy          *ebpf.VariableSpec `ebpf:"profile_by"`
 	ProfilesFull       *ebpf.VariableSpec `ebpf:"profiles_full"`
-	RecordAll          *ebpf.VariableSpec `ebpf:"record_all"`
-	RecordReasons      *ebpf.VariableSpec `ebpf:"record_reasons"`
-	RecordSlowNs       *ebpf.VariableSpec `ebpf:"record_slow_ns"`
 	RecordsAtTimeWait  *ebpf.VariableSpec `ebpf:"records_at_time_wait"`
 	RecordsOn          *ebpf.VariableSpec `ebpf:"records_on"`
 	Settled            *ebpf.VariableSpec `ebpf:"settled"`
@@ -593,6 +594,7 @@ type bpfVariableSpecs struct {
 	UnfollowedLive     *ebpf.VariableSpec `ebpf:"unfollowed_live"`
 	UnusedConn         *ebpf.VariableSpec `ebpf:"unused_conn"`
 	UnusedEvidence     *ebpf.VariableSpec `ebpf:"unused_evidence"`
+	UnusedFilter       *ebpf.VariableSpec `ebpf:"unused_filter"`
 	UnusedFlags        *ebpf.VariableSpec `ebpf:"unused_flags"`
 	UnusedNetnsFile    *ebpf.VariableSpec `ebpf:"unused_netns_file"`
 	UnusedOrigin       *ebpf.VariableSpec `ebpf:"unused_origin"`
@@ -632,6 +634,7 @@ type bpfMaps struct {
 	Completed    *ebpf.Map `ebpf:"completed"`
 	Conns        *ebpf.Map `ebpf:"conns"`
 	Ended        *ebpf.Map `ebpf:"ended"`
+	Endings      *ebpf.Map `ebpf:"endings"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Gauges       *ebpf.Map `ebpf:"gauges"`
 	Handoff      *ebpf.Map `ebpf:"handoff"`
@@ -655,6 +658,7 @@ func (m *bpfMaps) Close() error {
 		m.Completed,
 		m.Conns,
 		m.Ended,
+		m.Endings,
 		m.Events,
 		m.Gauges,
 		m.Handoff,
@@ -685,37 +689,18 @@ type bpfVariables struct {
 	CountersOnly       *ebpf.Variable `ebpf:"counters_only"`
 	CpuMeasured        *ebpf.Variable `ebpf:"cpu_measured"`
 	CpuOpen            *ebpf.Variable `ebpf:"cpu_open"`
-	FilterAddr         *ebpf.Variable `ebpf:"filter_addr"`
-	FilterAddrLen      *ebpf.Variable `ebpf:"filter_addr_len"`
-	FilterByLport      *ebpf.Variable `ebpf:"filter_by_lport"`
-	FilterByPort       *ebpf.Variable `ebpf:"filter_by_port"`
-	FilterByRport      *ebpf.Variable `ebpf:"filter_by_rport"`
-	FilterCgroup       *ebpf.Variable `ebpf:"filter_cgroup"`
-	FilterCgroupLen    *ebpf.Variable `ebpf:"filter_cgroup_len"`
-	FilterComm         *ebpf.Variable `ebpf:"filter_comm"`
-	FilterCommLen      *ebpf.Variable `ebpf:"filter_comm_len"`
-	FilterFamily       *ebpf.Variable `ebpf:"filter_family"`
-	FilterLport        *ebpf.Variable `ebpf:"filter_lport"`
-	FilterNetns        *ebpf.Variable `ebpf:"filter_netns"`
-	FilterNetnsLen     *ebpf.Variable `ebpf:"filter_netns_len"`
-	FilterPid          *ebpf.Variable `ebpf:"filter_pid"`
-	FilterPidLen       *ebpf.Variable `ebpf:"filter_pid_len"`
-	FilterPort         *ebpf.Variable `ebpf:"filter_port"`
-	FilterRport        *ebpf.Variable `ebpf:"filter_rport"`
-	FilterTransition   *ebpf.Variable `ebpf:"filter_transition"`
-	FilterUid          *ebpf.Variable `ebpf:"filter_uid"`
-	FilterUidLen       *ebpf.Variable `ebpf:"filter_uid_len"`
+	FilterNow          *ebpf.Variable `ebpf:"filter_now"`
+	Filters            *ebpf.Variable `ebpf:"filters"`
 	GaugeInserts       *ebpf.Variable `ebpf:"gauge_inserts"`
 	JiffyNs            *ebpf.Variable `ebpf:"jiffy_ns"`
+	KnowAll            *ebpf.Variable `ebpf:"know_all"`
 	Migrations         *ebpf.Variable `ebpf:"migrations"`
 	MinisPutAside      *ebpf.Variable `ebpf:"minis_put_aside"`
 	NetnsRun           *ebpf.Variable `ebpf:"netns_run"`
 	NoEvents           *ebpf.Variable `ebpf:"no_events"`
+	ProfileAll         *ebpf.Variable `ebpf:"profile_all"`
 	ProfileBy          *ebpf.Variable `ebpf:"profile_by"`
 	ProfilesFull       *ebpf.Variable `ebpf:"profiles_full"`
-	RecordAll          *ebpf.Variable `ebpf:"record_all"`
-	RecordReasons      *ebpf.Variable `ebpf:"record_reasons"`
-	RecordSlowNs       *ebpf.Variable `ebpf:"record_slow_ns"`
 	RecordsAtTimeWait  *ebpf.Variable `ebpf:"records_at_time_wait"`
 	RecordsOn          *ebpf.Variable `ebpf:"records_on"`
 	Settled            *ebpf.Variable `ebpf:"settled"`
@@ -729,6 +714,7 @@ type bpfVariables struct {
 	UnfollowedLive     *ebpf.Variable `ebpf:"unfollowed_live"`
 	UnusedConn         *ebpf.Variable `ebpf:"unused_conn"`
 	UnusedEvidence     *ebpf.Variable `ebpf:"unused_evidence"`
+	UnusedFilter       *ebpf.Variable `ebpf:"unused_filter"`
 	UnusedFlags        *ebpf.Variable `ebpf:"unused_flags"`
 	UnusedNetnsFile    *ebpf.Variable `ebpf:"unused_netns_file"`
 	UnusedOrigin       *ebpf.Variable `ebpf:"unused_origin"`

@@ -19,13 +19,11 @@ func loadTest(tb testing.TB, filter Filter, eventBuffer uint32) *bpfTestObjects 
 	requireRoot(tb)
 	spec, err := loadBpfTest()
 	qt.Assert(tb, qt.IsNil(err))
-	for name, value := range filter.constants() {
-		qt.Assert(tb, qt.IsNil(spec.Variables[name].Set(value)), qt.Commentf("%s", name))
-	}
 	spec.Maps["events"].MaxEntries = eventBuffer
 	var objs bpfTestObjects
 	qt.Assert(tb, qt.IsNil(spec.LoadAndAssign(&objs, nil)))
 	tb.Cleanup(func() { objs.Close() })
+	qt.Assert(tb, qt.IsNil(objs.Filters.Set([2]bpfFinwaitFilter{kernelFilter(&filter, nil)})))
 	return &objs
 }
 

@@ -13,6 +13,41 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type bpfTestFinwaitFilter struct {
+	_           structs.HostLayout
+	SampleBelow uint64
+	SlowNs      [13]uint64
+	Reasons     uint32
+	AllRecords  uint8
+	Family      uint8
+	Transition  [13]uint16
+	ByPort      uint8
+	ByLport     uint8
+	ByRport     uint8
+	ByWho       uint8
+	Pad         [2]uint8
+	_           [2]byte
+	AddrLen     uint32
+	NetnsLen    uint32
+	PidLen      uint32
+	UidLen      uint32
+	CommLen     uint32
+	CgroupLen   uint32
+	Addr        [16]struct {
+		_    structs.HostLayout
+		Addr [16]uint8
+		Mask [16]uint8
+	}
+	Cgroup [16]uint64
+	Netns  [16]uint32
+	Pid    [16]uint32
+	Uid    [16]uint32
+	Comm   [16][16]uint8
+	Port   [1024]uint64
+	Lport  [1024]uint64
+	Rport  [1024]uint64
+}
+
 type bpfTestTestEmit struct {
 	_     structs.HostLayout
 	Tuple struct {
@@ -80,6 +115,7 @@ type bpfTestTestFilter struct {
 const (
 	bpfTestMapCompleted        = "completed"
 	bpfTestMapConns            = "conns"
+	bpfTestMapEndings          = "endings"
 	bpfTestMapEvents           = "events"
 	bpfTestMapGauges           = "gauges"
 	bpfTestMapHandoff          = "handoff"
@@ -96,29 +132,13 @@ const (
 	bpfTestProgRunFilter       = "run_filter"
 	bpfTestVarAttached         = "attached"
 	bpfTestVarCountersOnly     = "counters_only"
-	bpfTestVarFilterAddr       = "filter_addr"
-	bpfTestVarFilterAddrLen    = "filter_addr_len"
-	bpfTestVarFilterByLport    = "filter_by_lport"
-	bpfTestVarFilterByPort     = "filter_by_port"
-	bpfTestVarFilterByRport    = "filter_by_rport"
-	bpfTestVarFilterCgroup     = "filter_cgroup"
-	bpfTestVarFilterCgroupLen  = "filter_cgroup_len"
-	bpfTestVarFilterComm       = "filter_comm"
-	bpfTestVarFilterCommLen    = "filter_comm_len"
-	bpfTestVarFilterFamily     = "filter_family"
-	bpfTestVarFilterLport      = "filter_lport"
-	bpfTestVarFilterNetns      = "filter_netns"
-	bpfTestVarFilterNetnsLen   = "filter_netns_len"
-	bpfTestVarFilterPid        = "filter_pid"
-	bpfTestVarFilterPidLen     = "filter_pid_len"
-	bpfTestVarFilterPort       = "filter_port"
-	bpfTestVarFilterRport      = "filter_rport"
-	bpfTestVarFilterTransition = "filter_transition"
-	bpfTestVarFilterUid        = "filter_uid"
-	bpfTestVarFilterUidLen     = "filter_uid_len"
+	bpfTestVarFilterNow        = "filter_now"
+	bpfTestVarFilters          = "filters"
+	bpfTestVarKnowAll          = "know_all"
 	bpfTestVarMigrations       = "migrations"
 	bpfTestVarMinisPutAside    = "minis_put_aside"
 	bpfTestVarNoEvents         = "no_events"
+	bpfTestVarProfileAll       = "profile_all"
 	bpfTestVarProfileBy        = "profile_by"
 	bpfTestVarProfilesFull     = "profiles_full"
 	bpfTestVarSettled          = "settled"
@@ -127,6 +147,7 @@ const (
 	bpfTestVarUnfollowedLive   = "unfollowed_live"
 	bpfTestVarUnusedEmit       = "unused_emit"
 	bpfTestVarUnusedFilter     = "unused_filter"
+	bpfTestVarUnusedTestFilter = "unused_test_filter"
 	bpfTestVarWatching         = "watching"
 )
 
@@ -182,6 +203,7 @@ type bpfTestProgramSpecs struct {
 type bpfTestMapSpecs struct {
 	Completed  *ebpf.MapSpec `ebpf:"completed"`
 	Conns      *ebpf.MapSpec `ebpf:"conns"`
+	Endings    *ebpf.MapSpec `ebpf:"endings"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Gauges     *ebpf.MapSpec `ebpf:"gauges"`
 	Handoff    *ebpf.MapSpec `ebpf:"handoff"`
@@ -202,29 +224,13 @@ type bpfTestMapSpecs struct {
 type bpfTestVariableSpecs struct {
 	Attached         *ebpf.VariableSpec `ebpf:"attached"`
 	CountersOnly     *ebpf.VariableSpec `ebpf:"counters_only"`
-	FilterAddr       *ebpf.VariableSpec `ebpf:"filter_addr"`
-	FilterAddrLen    *ebpf.VariableSpec `ebpf:"filter_addr_len"`
-	FilterByLport    *ebpf.VariableSpec `ebpf:"filter_by_lport"`
-	FilterByPort     *ebpf.VariableSpec `ebpf:"filter_by_port"`
-	FilterByRport    *ebpf.VariableSpec `ebpf:"filter_by_rport"`
-	FilterCgroup     *ebpf.VariableSpec `ebpf:"filter_cgroup"`
-	FilterCgroupLen  *ebpf.VariableSpec `ebpf:"filter_cgroup_len"`
-	FilterComm       *ebpf.VariableSpec `ebpf:"filter_comm"`
-	FilterCommLen    *ebpf.VariableSpec `ebpf:"filter_comm_len"`
-	FilterFamily     *ebpf.VariableSpec `ebpf:"filter_family"`
-	FilterLport      *ebpf.VariableSpec `ebpf:"filter_lport"`
-	FilterNetns      *ebpf.VariableSpec `ebpf:"filter_netns"`
-	FilterNetnsLen   *ebpf.VariableSpec `ebpf:"filter_netns_len"`
-	FilterPid        *ebpf.VariableSpec `ebpf:"filter_pid"`
-	FilterPidLen     *ebpf.VariableSpec `ebpf:"filter_pid_len"`
-	FilterPort       *ebpf.VariableSpec `ebpf:"filter_port"`
-	FilterRport      *ebpf.VariableSpec `ebpf:"filter_rport"`
-	FilterTransition *ebpf.VariableSpec `ebpf:"filter_transition"`
-	FilterUid        *ebpf.VariableSpec `ebpf:"filter_uid"`
-	FilterUidLen     *ebpf.VariableSpec `ebpf:"filter_uid_len"`
+	FilterNow        *ebpf.VariableSpec `ebpf:"filter_now"`
+	Filters          *ebpf.VariableSpec `ebpf:"filters"`
+	KnowAll          *ebpf.VariableSpec `ebpf:"know_all"`
 	Migrations       *ebpf.VariableSpec `ebpf:"migrations"`
 	MinisPutAside    *ebpf.VariableSpec `ebpf:"minis_put_aside"`
 	NoEvents         *ebpf.VariableSpec `ebpf:"no_events"`
+	ProfileAll       *ebpf.VariableSpec `ebpf:"profile_all"`
 	ProfileBy        *ebpf.VariableSpec `ebpf:"profile_by"`
 	ProfilesFull     *ebpf.VariableSpec `ebpf:"profiles_full"`
 	Settled          *ebpf.VariableSpec `ebpf:"settled"`
@@ -233,6 +239,7 @@ type bpfTestVariableSpecs struct {
 	UnfollowedLive   *ebpf.VariableSpec `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.VariableSpec `ebpf:"unused_emit"`
 	UnusedFilter     *ebpf.VariableSpec `ebpf:"unused_filter"`
+	UnusedTestFilter *ebpf.VariableSpec `ebpf:"unused_test_filter"`
 	Watching         *ebpf.VariableSpec `ebpf:"watching"`
 }
 
@@ -258,6 +265,7 @@ func (o *bpfTestObjects) Close() error {
 type bpfTestMaps struct {
 	Completed  *ebpf.Map `ebpf:"completed"`
 	Conns      *ebpf.Map `ebpf:"conns"`
+	Endings    *ebpf.Map `ebpf:"endings"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Gauges     *ebpf.Map `ebpf:"gauges"`
 	Handoff    *ebpf.Map `ebpf:"handoff"`
@@ -276,6 +284,7 @@ func (m *bpfTestMaps) Close() error {
 	return _BpfTestClose(
 		m.Completed,
 		m.Conns,
+		m.Endings,
 		m.Events,
 		m.Gauges,
 		m.Handoff,
@@ -297,29 +306,13 @@ func (m *bpfTestMaps) Close() error {
 type bpfTestVariables struct {
 	Attached         *ebpf.Variable `ebpf:"attached"`
 	CountersOnly     *ebpf.Variable `ebpf:"counters_only"`
-	FilterAddr       *ebpf.Variable `ebpf:"filter_addr"`
-	FilterAddrLen    *ebpf.Variable `ebpf:"filter_addr_len"`
-	FilterByLport    *ebpf.Variable `ebpf:"filter_by_lport"`
-	FilterByPort     *ebpf.Variable `ebpf:"filter_by_port"`
-	FilterByRport    *ebpf.Variable `ebpf:"filter_by_rport"`
-	FilterCgroup     *ebpf.Variable `ebpf:"filter_cgroup"`
-	FilterCgroupLen  *ebpf.Variable `ebpf:"filter_cgroup_len"`
-	FilterComm       *ebpf.Variable `ebpf:"filter_comm"`
-	FilterCommLen    *ebpf.Variable `ebpf:"filter_comm_len"`
-	FilterFamily     *ebpf.Variable `ebpf:"filter_family"`
-	FilterLport      *ebpf.Variable `ebpf:"filter_lport"`
-	FilterNetns      *ebpf.Variable `ebpf:"filter_netns"`
-	FilterNetnsLen   *ebpf.Variable `ebpf:"filter_netns_len"`
-	FilterPid        *ebpf.Variable `ebpf:"filter_pid"`
-	FilterPidLen     *ebpf.Variable `ebpf:"filter_pid_len"`
-	FilterPort       *ebpf.Variable `ebpf:"filter_port"`
-	FilterRport      *ebpf.Variable `ebpf:"filter_rport"`
-	FilterTransition *ebpf.Variable `ebpf:"filter_transition"`
-	FilterUid        *ebpf.Variable `ebpf:"filter_uid"`
-	FilterUidLen     *ebpf.Variable `ebpf:"filter_uid_len"`
+	FilterNow        *ebpf.Variable `ebpf:"filter_now"`
+	Filters          *ebpf.Variable `ebpf:"filters"`
+	KnowAll          *ebpf.Variable `ebpf:"know_all"`
 	Migrations       *ebpf.Variable `ebpf:"migrations"`
 	MinisPutAside    *ebpf.Variable `ebpf:"minis_put_aside"`
 	NoEvents         *ebpf.Variable `ebpf:"no_events"`
+	ProfileAll       *ebpf.Variable `ebpf:"profile_all"`
 	ProfileBy        *ebpf.Variable `ebpf:"profile_by"`
 	ProfilesFull     *ebpf.Variable `ebpf:"profiles_full"`
 	Settled          *ebpf.Variable `ebpf:"settled"`
@@ -328,6 +321,7 @@ type bpfTestVariables struct {
 	UnfollowedLive   *ebpf.Variable `ebpf:"unfollowed_live"`
 	UnusedEmit       *ebpf.Variable `ebpf:"unused_emit"`
 	UnusedFilter     *ebpf.Variable `ebpf:"unused_filter"`
+	UnusedTestFilter *ebpf.Variable `ebpf:"unused_test_filter"`
 	Watching         *ebpf.Variable `ebpf:"watching"`
 }
 

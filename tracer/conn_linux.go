@@ -77,27 +77,3 @@ func (o *ConnOptions) size(spec *ebpf.CollectionSpec) {
 	}
 	spec.Maps["records"].MaxEntries = spec.Maps["minis"].MaxEntries
 }
-
-// constants returns the options as the values of the constants in bpf/record.h.
-func (o *ConnOptions) constants() map[string]any {
-	if o == nil {
-		return nil
-	}
-	var (
-		slow    [numStates]uint64
-		reasons uint32
-	)
-	for s, d := range o.Slow {
-		slow[s] = uint64(d.Nanoseconds())
-	}
-	for _, r := range o.Reasons {
-		reasons |= 1 << r
-	}
-	return map[string]any{
-		"records_on":           true,
-		"records_at_time_wait": o.AtTimeWait,
-		"record_all":           len(o.Slow) == 0 && len(o.Reasons) == 0,
-		"record_slow_ns":       slow,
-		"record_reasons":       reasons,
-	}
-}

@@ -16,8 +16,7 @@ func (e Ending) valid() bool {
 }
 
 // Endings counts the sockets that have ended, by how they did. The zero value
-// is empty. There is one for each transition to CLOSE of Counters, but for those
-// of sockets for which the kernel refused memory: their reason is not known.
+// is empty. There is one for each transition to CLOSE of Counters.
 type Endings struct {
 	cells [numStates][len(reasonNames)][len(sideNames)]uint64
 }

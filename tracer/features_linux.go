@@ -173,7 +173,7 @@ func (f *TierFeatures) try(with tier, k *kernel, visit func(*Tracer)) error {
 		return err
 	}
 	begin := time.Now()
-	t, err := start(&Options{AuditInterval: -1}, with, k)
+	t, err := start(&Options{AuditInterval: -1}, with, k, nil)
 	if err != nil {
 		return err
 	}

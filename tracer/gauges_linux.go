@@ -19,22 +19,30 @@ import (
 // While sockets move, one may be in two states or in none.
 //
 // It waits until the sockets that were there have been counted, which takes
-// some milliseconds for each network namespace, or until ctx is done. It must
-// not be called after Detach.
+// some milliseconds for each network namespace, or until ctx is done. After Detach
+// they are those of that moment.
 func (t *Tracer) Gauges(ctx context.Context) (*Gauges, error) {
 	if err := t.auditor.await(ctx); err != nil {
 		return nil, fmt.Errorf("gauges: %w", err)
 	}
-	t.sweep() // an orphan may have moved to TIME_WAIT
+	if !t.detached.Load() {
+		t.sweep() // an orphan may have moved to TIME_WAIT
+	}
+	return readGauges(t.coll.Maps["gauges"], t.auditor.correction)
+}
+
+// readGauges returns what the map has, with the corrections, by the cookies of
+// namespaces.
+func readGauges(m *ebpf.Map, correction func(cookie uint64) correction) (*Gauges, error) {
 	g := &Gauges{Time: time.Now().UTC()}
-	rows, err := t.gaugeRows()
+	rows, err := readGaugeRows(m)
 	if err != nil {
 		return nil, fmt.Errorf("gauges: %w", err)
 	}
 	dead := superseded(rows)
 	for cookie, row := range rows {
 		if !dead[cookie] {
-			g.Netns = append(g.Netns, NetnsGauges{row.netns, row.states(t.auditor.correction(cookie))})
+			g.Netns = append(g.Netns, NetnsGauges{row.netns, row.states(correction(cookie))})
 		}
 	}
 	slices.SortFunc(g.Netns, func(a, b NetnsGauges) int { return cmp.Compare(a.Netns, b.Netns) })
@@ -112,12 +120,16 @@ func (r *gaugeRow) empty(by correction) bool {
 
 // gaugeRows reads all rows, by the cookies of their namespaces.
 func (t *Tracer) gaugeRows() (map[uint64]*gaugeRow, error) {
+	return readGaugeRows(t.coll.Maps["gauges"])
+}
+
+func readGaugeRows(m *ebpf.Map) (map[uint64]*gaugeRow, error) {
 	rows := map[uint64]*gaugeRow{}
 	var (
 		cookie uint64
 		perCPU []bpfFinwaitGauge
 	)
-	all := t.coll.Maps["gauges"].Iterate()
+	all := m.Iterate()
 	for all.Next(&cookie, &perCPU) {
 		rows[cookie] = sumGauges(perCPU)
 	}

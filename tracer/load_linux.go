@@ -98,7 +98,7 @@ func loadKeeping(cpu bool, opts *Options, with tier, k *kernel) (*ebpf.Collectio
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
-	if err := with.tellSymbols(coll, k); err != nil {
+	if err := errors.Join(with.tellSymbols(coll, k), setFilter(coll.Variables, kernelFilter(&opts.Filter, opts.Conns))); err != nil {
 		coll.Close()
 		return nil, err
 	}

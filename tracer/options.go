@@ -32,6 +32,22 @@ type Options struct {
 	// EvidenceProbe or EvidenceTimer. Default the best that the kernel takes.
 	Evidence Evidence
 
+	// PinPath is a folder on a BPF file system, such as /sys/fs/bpf/finwait, in which
+	// the counters are pinned: Counters, Endings, Ledger and Profile go on there with
+	// the next tracer that has the same PinPath, and [PinnedGauges] reads the gauges
+	// from another process. The folder is made if it is not there. Default none.
+	//
+	// What happens while there is no tracer is not counted. Counters that another
+	// version has left, with which this one cannot go on, begin at 0:
+	// [Tracer.Inherited] says so. What is pinned stays after the tracer; remove the
+	// folder to be rid of it. There is one tracer at a time: see [PinHeldError].
+	PinPath string
+
+	// Reloadable lets [Tracer.SetFilter] change the filter. What is known of a
+	// socket is kept then whether or not it passes, so that one that the filter
+	// excludes costs more than its counting.
+	Reloadable bool
+
 	// NoTransitions switches the events off: Events yields none. Everything is
 	// counted all the same, and Profile kept.
 	NoTransitions bool
@@ -96,6 +112,11 @@ type Filter struct {
 	// Cgroups matches an owner that was in one of these version 2 cgroups, or
 	// anywhere below one, when it called connect or listen. At most 16.
 	Cgroups []uint64
+
+	// Sample is the share of connections that pass, more than 0 and at most 1:
+	// each is told whole or not at all, in Events and in Conns, by its cookie, which
+	// has nothing to do with what it is. Default 0, for all.
+	Sample float64
 }
 
 // PortRange is the ports from First to Last, both included.
@@ -138,6 +159,9 @@ func (o *Options) validate() error {
 	if o.Profile != nil && o.Profile.By >= numProfileDimensions {
 		return fmt.Errorf("unknown profile dimension %d", o.Profile.By)
 	}
+	if o.CountersOnly && o.PinPath != "" {
+		return errors.New("counters only, and pinned gauges too")
+	}
 	if o.CountersOnly && (o.Conns != nil || o.Profile != nil) {
 		return errors.New("counters only, and connections or a profile too")
 	}
@@ -169,6 +193,9 @@ func (f *Filter) validate() error {
 		if c == "" || len(c) > commMax {
 			return fmt.Errorf("process name %q has %d bytes; the kernel keeps 1 to %d", c, len(c), commMax)
 		}
+	}
+	if f.Sample < 0 || f.Sample > 1 || f.Sample != f.Sample {
+		return fmt.Errorf("sample of %v is not a share of all connections, such as 0.01", f.Sample)
 	}
 	return errors.Join(f.validatePorts(), f.validateFamily(), f.validateTransitions())
 }

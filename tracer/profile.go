@@ -11,9 +11,12 @@ import (
 )
 
 // ProfileOptions asks for histograms of how long sockets stay in each state.
-// The kernel keeps them; they are read with [Tracer.Profile]. They have the
-// transitions that pass Options.Filter.
+// The kernel keeps them; they are read with [Tracer.Profile].
 type ProfileOptions struct {
+	// Unfiltered has them have all transitions. Default those that pass
+	// Options.Filter, but for its Sample.
+	Unfiltered bool
+
 	// By is what there is a histogram of in each state. Default
 	// ProfileByService.
 	By ProfileDimension
@@ -172,10 +175,10 @@ func (p *Profile) sort() {
 // NumBuckets is the number of buckets of a [Histogram].
 const NumBuckets = 64
 
-// Histogram counts times by the power of two that they reach.
+// Histogram counts times by powers of two of a second, as Prometheus' native
+// histograms (schema 0) and OpenTelemetry's exponential ones (scale 0) do.
 type Histogram struct {
-	// Buckets counts the times by the number of their highest bit in
-	// nanoseconds: see BucketBounds.
+	// Buckets counts the times: see BucketBounds.
 	Buckets [NumBuckets]uint64
 	// Unknown is the number of transitions of which the time is not known,
 	// such as the first that is seen of a socket. They are in no bucket.
@@ -187,16 +190,38 @@ type Histogram struct {
 	sumHigh, sumLow uint64 // nanoseconds
 }
 
-// BucketBounds returns the shortest and the longest time in Buckets[i]: 2^i to
-// 2^(i+1)-1 nanoseconds, and 0 to 1 in the first.
+// secondBucket is the number of the bucket that begins with a second.
+const secondBucket = 30
+
+// BucketBounds returns the shortest and the longest time in Buckets[i]: from
+// 2^(i-30) seconds to less than twice as long, in whole nanoseconds, and from 0 in
+// the first.
 func BucketBounds(i int) (shortest, longest time.Duration) {
-	if i >= 63 {
-		return math.MaxInt64, math.MaxInt64
+	longest = math.MaxInt64
+	if i+1 < NumBuckets {
+		longest = bucketStart(i+1) - 1
 	}
 	if i > 0 {
-		shortest = 1 << i
+		shortest = bucketStart(i)
 	}
-	return shortest, 1<<(i+1) - 1
+	return shortest, longest
+}
+
+// bucketStart returns the shortest time of whole nanoseconds in that bucket.
+func bucketStart(i int) time.Duration {
+	if i >= secondBucket {
+		return time.Second << (i - secondBucket)
+	}
+	return (time.Second<<i + 1<<secondBucket - 1) >> secondBucket
+}
+
+// bucketOf returns the bucket of a time: profile_bucket of bpf/profile.h.
+func bucketOf(d time.Duration) int {
+	i := max(bits.Len64(uint64(d)), 1) - 1
+	if i+1 < NumBuckets && d >= bucketStart(i+1) {
+		i++
+	}
+	return i
 }
 
 // Count returns the number of times in the histogram.
@@ -281,7 +306,7 @@ func (h *Histogram) longest() (bound time.Duration) {
 // Add counts one time. It is for tests; a tracer's histograms are the kernel's.
 func (h *Histogram) Add(d time.Duration) {
 	ns := uint64(max(d, 0))
-	h.Buckets[max(bits.Len64(ns), 1)-1]++
+	h.Buckets[bucketOf(max(d, 0))]++
 	h.Max = max(h.Max, d)
 	var carry uint64
 	h.sumLow, carry = bits.Add64(h.sumLow, ns, 0)

@@ -21,6 +21,9 @@ func (o *ProfileOptions) constant() uint8 {
 	return uint8(bpfFinwaitProfileByPROFILE_BY_SERVICE) + uint8(o.By)
 }
 
+// unfiltered returns the value of profile_all in bpf/transition.h.
+func (o *ProfileOptions) unfiltered() bool { return o != nil && o.Unfiltered }
+
 // size returns the number of rows, those of GroupOthers included.
 func (o *ProfileOptions) size(cpus int) uint32 {
 	if o == nil {

@@ -18,16 +18,13 @@ func loadProfileTest(t testing.TB, by ProfileDimension, rows uint32) (*bpfTestOb
 	spec, err := loadBpfTest()
 	qt.Assert(t, qt.IsNil(err))
 	opts := &ProfileOptions{By: by}
-	var everything Filter
-	for name, value := range everything.constants() {
-		qt.Assert(t, qt.IsNil(spec.Variables[name].Set(value)))
-	}
 	qt.Assert(t, qt.IsNil(spec.Variables["profile_by"].Set(opts.constant())))
 	spec.Maps["events"].MaxEntries = 4096
 	spec.Maps[profileMap].MaxEntries = rows
 	var objs bpfTestObjects
 	qt.Assert(t, qt.IsNil(spec.LoadAndAssign(&objs, nil)))
 	t.Cleanup(func() { objs.Close() })
+	qt.Assert(t, qt.IsNil(objs.Filters.Set([2]bpfFinwaitFilter{kernelFilter(&Filter{}, nil)})))
 	qt.Assert(t, qt.IsNil(opts.makeOthers(objs.Profiles)))
 	tracer := testTracer(t, &objs)
 	tracer.coll.Maps[profileMap] = objs.Profiles

@@ -42,12 +42,16 @@ type Tracer struct {
 	conns   *ring           // of connections that have ended
 	decode  atomic.Uint64
 
+	reloadable bool
+	filtering  sync.Mutex // one SetFilter at a time
+
 	// watching is the kernel's count of mini-sockets that need a sweep.
 	watching *ebpf.Variable
 	iters    map[string]*link.Iter // by program
 	findRun  uint64                // number of the last run of findProgram; guarded by auditor.auditing
 	failed   atomic.Uint64         // runs of those
 	auditor  auditor
+	pins     *pins // nil if nothing is pinned
 
 	links []link.Link
 	ctx   context.Context // done when the goroutines of the tracer are to end
@@ -79,24 +83,28 @@ func New(opts *Options) (*Tracer, error) {
 	if err != nil {
 		return nil, diagnose(err)
 	}
+	p, err := openPins(opts.PinPath)
+	if err != nil {
+		return nil, err
+	}
 	usable, refused := usableTiers(opts.Evidence, k)
 	for _, tier := range usable {
-		t, err := start(opts, tier, k)
+		t, err := start(opts, tier, k, p)
 		if err == nil {
 			return t, nil
 		}
 		refused = andAlso(refused, fmt.Errorf("evidence by %v: %w", tier.evidence, err))
 	}
-	return nil, diagnose(refused)
+	return nil, errors.Join(diagnose(refused), p.close())
 }
 
-// start makes a tracer of that tier.
-func start(opts *Options, with tier, k *kernel) (*Tracer, error) {
+// start makes a tracer of that tier, whose pins are p.
+func start(opts *Options, with tier, k *kernel, p *pins) (*Tracer, error) {
 	coll, err := load(opts, with, k)
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
+	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, reloadable: opts.Reloadable, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
 	t.events = &ring{name: "events", used: !opts.NoTransitions && !opts.CountersOnly}
 	t.conns = &ring{name: "conns", used: opts.Conns != nil}
 	t.ctx, t.stop = context.WithCancel(context.Background())
@@ -104,14 +112,27 @@ func start(opts *Options, with tier, k *kernel) (*Tracer, error) {
 	if opts.CountersOnly {
 		t.auditor.refuse(errCountersOnly)
 	}
+	if err := p.inherit(coll, opts.Profile); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
 	if err := t.attach(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
+	t.pins = p
 	t.work.Go(t.sweepRegularly)
 	if !opts.CountersOnly {
 		t.work.Go(func() { t.auditor.run(t.ctx, opts.AuditInterval) })
 	}
 	return t, nil
+}
+
+// Inherited tells whether the counters go on from those that an earlier tracer has
+// left in Options.PinPath, and since when they count.
+func (t *Tracer) Inherited() (since time.Time, inherited bool) {
+	if t.pins == nil || !t.pins.inherited {
+		return time.Time{}, false
+	}
+	return t.pins.since.UTC(), true
 }
 
 // attach goes from the reader to the evidence to the tracepoint: the
@@ -286,6 +307,29 @@ func (t *Tracer) Counters() (Counters, error) {
 	return sum, nil
 }
 
+// Endings returns how the sockets have ended that were counted so far; see
+// [Tracer.Counters]. It returns an error with Options.CountersOnly.
+func (t *Tracer) Endings() (Endings, error) {
+	if t.auditor.claimErr == errCountersOnly {
+		return Endings{}, fmt.Errorf("read endings: %w", errCountersOnly)
+	}
+	var perCPU []bpfFinwaitEndings
+	if err := t.coll.Maps["endings"].Lookup(uint32(0), &perCPU); err != nil {
+		return Endings{}, fmt.Errorf("read endings: %w", err)
+	}
+	var sum Endings
+	for _, cpu := range perCPU {
+		for old := range cpu.N {
+			for reason := range cpu.N[old] {
+				for side, n := range cpu.N[old][reason] {
+					sum.cells[old][reason][side] += n
+				}
+			}
+		}
+	}
+	return sum, nil
+}
+
 // Ledger returns what became of the transitions so far. After Detach, and once
 // Events has ended, its numbers add up.
 func (t *Tracer) Ledger() (Ledger, error) {
@@ -419,7 +463,7 @@ func (t *Tracer) detach() error {
 	if len(t.links) > 0 {
 		t.sweep() // what mini-sockets have not told yet
 	}
-	errs := []error{t.coll.Variables["attached"].Set(false)}
+	errs := []error{t.pins.withdraw(), t.coll.Variables["attached"].Set(false)}
 	// In reverse, for the reason that attach gives.
 	for _, l := range slices.Backward(t.links) {
 		errs = append(errs, l.Close())
@@ -430,6 +474,7 @@ func (t *Tracer) detach() error {
 		}
 	}
 	awaitPrograms()
+	errs = append(errs, t.pins.close())
 	t.detached.Store(true)
 	for _, reader := range t.readers() {
 		errs = append(errs, reader.Flush())

@@ -34,6 +34,18 @@ func (*Tracer) Conns(context.Context) iter.Seq2[*Conn, error] {
 	return func(func(*Conn, error) bool) {}
 }
 
+// Inherited returns false.
+func (*Tracer) Inherited() (time.Time, bool) { return time.Time{}, false }
+
+// PinnedGauges is not supported.
+func PinnedGauges(string) (*Gauges, error) { return nil, ErrNotSupported }
+
+// SetFilter is not supported.
+func (*Tracer) SetFilter(*Filter, *ConnOptions) error { return ErrNotSupported }
+
+// Endings is not supported.
+func (*Tracer) Endings() (Endings, error) { return Endings{}, ErrNotSupported }
+
 // Pending returns false.
 func (*Tracer) Pending() bool { return false }
 

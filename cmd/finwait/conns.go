@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,13 +34,18 @@ to ten transitions.
 With --slow or --reason it is a flight recorder: it is silent until a connection
 goes badly. A connection is printed if it fulfils the one or the other; the other
 filters must all match. Ends with Ctrl-C and then says on standard error how many
-connections ended, were printed and lost.`,
+connections ended, were printed and lost.
+
+With --replay the connections are read from a log instead, with the same filters
+and formats and without privileges. Lines that are damaged are skipped, and named
+on standard error.`,
 		Example: `  finwait conns
   finwait conns --slow ESTABLISHED:10s,SYN_SENT:200ms --lport 443
   finwait conns --reason timeout,rst_received,time_wait_refused --format json
   finwait conns --wait-timewait=false --comm nginx --count 100
+  finwait conns --replay /var/log/finwait.json --slow CLOSE_WAIT:1m
   finwait conns --demo`,
-		Args: cobra.NoArgs,
+		Args: flags.run.args,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts, err := flags.options(cmd)
 			if err != nil {
@@ -49,6 +55,7 @@ connections ended, were printed and lost.`,
 		},
 	}
 	flags.filter.addSockets(cmd)
+	explainReplay(cmd)
 	f := cmd.Flags()
 	f.StringSliceVar(&flags.slow, "slow", nil, "connections that were at least as long in a `state`, such as ESTABLISHED:10s")
 	f.StringSliceVar(&flags.reasons, "reason", nil, "connections that ended for one of these `reasons`, such as timeout or rst_received")
@@ -64,18 +71,24 @@ func (f *connsFlags) options(cmd *cobra.Command) (*tracer.Options, error) {
 		return nil, err
 	}
 	opts.NoTransitions = true
-	opts.Conns = &tracer.ConnOptions{AtTimeWait: !f.waitTimeWait, Buffer: f.run.buffer << 20}
-	opts.Conns.Slow, err = parseSlow(cmd.Flags(), f.slow)
+	opts.Conns, err = parseConns(cmd.Flags(), f.slow, f.reasons)
 	if err != nil {
 		return nil, err
 	}
-	p := flagParser{flags: cmd.Flags()}
-	var groups [][]tracer.Reason
-	parseList(&p, "reason", f.reasons, &groups, tracer.ParseReasons)
-	for _, g := range groups {
-		opts.Conns.Reasons = append(opts.Conns.Reasons, g...)
+	opts.Conns.AtTimeWait, opts.Conns.Buffer = !f.waitTimeWait, f.run.buffer<<20
+	return opts, nil
+}
+
+// parseConns returns what --slow and --reason ask for.
+func parseConns(flags *pflag.FlagSet, slow, reasons []string) (*tracer.ConnOptions, error) {
+	times, err := parseSlow(flags, slow)
+	if err != nil {
+		return nil, err
 	}
-	return opts, p.err
+	p := flagParser{flags: flags}
+	var groups [][]tracer.Reason
+	parseList(&p, "reason", reasons, &groups, tracer.ParseReasons)
+	return &tracer.ConnOptions{Slow: times, Reasons: slices.Concat(groups...)}, p.err
 }
 
 // parseSlow returns the times that --slow has, by state.
@@ -101,6 +114,7 @@ var connections = stream[tracer.Conn]{
 		}
 		return encoder.AppendHeader(nil), encoder.AppendConn, nil
 	},
+	recorded: recordedConns,
 	account: func(l *tracer.Ledger) account {
 		return account{
 			seen: l.ConnsSeen, emitted: l.ConnsEmitted, matched: l.ConnsEmitted + l.ConnsLost, lost: l.ConnsLost + l.Decode,

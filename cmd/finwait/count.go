@@ -18,6 +18,9 @@ import (
 // minWatch keeps --watch from becoming a busy loop.
 const minWatch = 100 * time.Millisecond
 
+// defaultPinPath is where the agent keeps its counters.
+const defaultPinPath = "/sys/fs/bpf/finwait"
+
 // countScopes and countDimensions are the words of --netns and --by.
 var (
 	countScopes     = map[string]tracer.NetnsScope{"all": tracer.AllNetns, "self": tracer.SelfNetns}
@@ -28,15 +31,23 @@ var (
 		"process":  tracer.ByProcess,
 		"remote":   tracer.ByRemote,
 	}
-	countFormats = map[string]func([]byte, *tracer.Census) []byte{
-		"table": output.AppendCensusTable,
+	countFormats = map[string]func(dst []byte, c *tracer.Census, source string) []byte{
+		"table": func(dst []byte, c *tracer.Census, _ string) []byte { return output.AppendCensusTable(dst, c) },
 		"json":  output.AppendCensusJSON,
 	}
+)
+
+// Whose counts they are.
+const (
+	sourceAuto   = "auto" // the agent's, if there is one that has them
+	sourceAgent  = "agent"
+	sourceKernel = "kernel"
 )
 
 // countFlags is what the flags of count say.
 type countFlags struct {
 	format, netns, by string
+	source, pinPath   string
 	watch             time.Duration
 }
 
@@ -51,7 +62,9 @@ counts what that misses: other network namespaces and listeners.
 
 TIME_WAIT, orphans in FIN_WAIT2 and half-open connections (SYN_RECV) are in
 it. Counting in the network namespaces of others needs root; --netns self
-does not. No agent has to run.`,
+does not. No agent has to run. If one does that keeps its counters pinned (finwait
+serve --pin), the sum over all network namespaces is read from there: that takes as
+long for a million sockets as for one, and is said on standard error.`,
 		Example: `  finwait count
   finwait count --watch 1s
   finwait count --by listener
@@ -75,10 +88,13 @@ does not. No agent has to run.`,
 	f.StringVar(&flags.netns, "netns", "all", "network namespaces to count in: all or self")
 	f.DurationVar(&flags.watch, "watch", 0, "count again at this interval until interrupted (100ms or more)")
 	f.StringVar(&flags.by, "by", "", "break the counts down by netns, listener, process or remote")
+	f.StringVar(&flags.source, "source", sourceAuto, "who counts: agent, kernel (each socket, now), or auto for the agent if it can")
+	f.StringVar(&flags.pinPath, "pin-path", defaultPinPath, "`folder` in which the agent keeps its counters")
 	for name, words := range map[string][]string{
 		"format": {"table", "json"},
 		"netns":  {"all", "self"},
 		"by":     {"netns", "listener", "process", "remote"},
+		"source": {sourceAuto, sourceAgent, sourceKernel},
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 			panic(err) // the flag does not exist: a slip in the lines above
@@ -104,6 +120,16 @@ func (f *countFlags) counter(cmd *cobra.Command) (*counter, error) {
 		return nil, usagef("--watch %s is too short (want %s or more)", f.watch, minWatch)
 	}
 	c.timeLine = f.format == "table"
+	c.source, c.pinPath = f.source, f.pinPath
+	ofAll := c.opts.By == tracer.ByNothing && c.opts.Netns == tracer.AllNetns
+	switch {
+	case f.source != sourceAuto && f.source != sourceAgent && f.source != sourceKernel:
+		return nil, usagef("unknown --source %q (want auto, agent or kernel)", f.source)
+	case f.source == sourceAgent && !ofAll:
+		return nil, usagef("the agent has the sum over all network namespaces: --source agent goes neither with --by nor with --netns self")
+	case !ofAll:
+		c.source = sourceKernel
+	}
 	return c, nil
 }
 
@@ -111,9 +137,11 @@ func (f *countFlags) counter(cmd *cobra.Command) (*counter, error) {
 type counter struct {
 	opts      tracer.CensusOptions
 	watch     time.Duration
-	append    func([]byte, *tracer.Census) []byte
+	append    func(dst []byte, c *tracer.Census, source string) []byte
 	timeLine  bool
 	byProcess bool
+	source    string
+	pinPath   string
 	out, warn io.Writer
 
 	buf      []byte
@@ -144,7 +172,7 @@ func (c *counter) run(ctx context.Context) error {
 // print takes a census and writes it in one piece. A table that is not the
 // first comes after a blank line and its time.
 func (c *counter) print(ctx context.Context, again bool) error {
-	census, err := tracer.TakeCensus(ctx, &c.opts)
+	census, source, err := c.take(ctx)
 	if err != nil {
 		return err
 	}
@@ -154,17 +182,35 @@ func (c *counter) print(ctx context.Context, again bool) error {
 		c.buf = census.Time.AppendFormat(c.buf, time.RFC3339)
 		c.buf = append(c.buf, '\n')
 	}
-	c.buf = c.append(c.buf, census)
+	c.buf = c.append(c.buf, census, source)
 	if _, err := c.out.Write(c.buf); err != nil {
 		return fmt.Errorf("write counts: %w", err)
 	}
-	c.report(census)
+	c.report(census, source)
 	return nil
 }
 
+// take returns the counts, and whose they are.
+func (c *counter) take(ctx context.Context) (*tracer.Census, string, error) {
+	if c.source != sourceKernel {
+		gauges, err := tracer.PinnedGauges(c.pinPath)
+		if err == nil {
+			return &tracer.Census{Time: gauges.Time, States: gauges.States().Folded(), Namespaces: len(gauges.Netns)}, sourceAgent, nil
+		}
+		if c.source == sourceAgent {
+			return nil, "", err
+		}
+	}
+	census, err := tracer.TakeCensus(ctx, &c.opts)
+	return census, sourceKernel, err
+}
+
 // report writes what the census missed, unless it has said the same before.
-func (c *counter) report(census *tracer.Census) {
+func (c *counter) report(census *tracer.Census, source string) {
 	text := countWarnings(census, c.byProcess)
+	if source == sourceAgent {
+		text = "finwait: counted by the agent that keeps its counters in " + printable(c.pinPath) + "\n"
+	}
 	if text == c.warnings {
 		return
 	}

@@ -52,6 +52,11 @@ func (f *filterFlags) addSockets(cmd *cobra.Command) {
 	flags.BoolVarP(&f.onlyIPv6, "ipv6", "6", false, "only IPv6 sockets")
 }
 
+// explainReplay says what a filter of a log cannot do.
+func explainReplay(cmd *cobra.Command) {
+	cmd.Flags().Lookup("cgroup").Usage = "only sockets of these `cgroups` or below: path or id; with --replay not below, for a log has no more than the owner's own"
+}
+
 func completeWords(cmd *cobra.Command, flag string, words []string) {
 	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil { // the flag does not exist

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -108,11 +109,26 @@ before; and how many sockets are in each state now.`,
   finwait count --by process --watch 1s
   finwait profile --duration 1m               how long sockets stay in each state
   finwait stuck                               what sits in a state for too long, and whose it is
+  finwait report finwait.json                 what a log of transitions or connections says in all
   finwait explain CLOSE_WAIT
-  finwait features                            whether and how it works on this host`,
+  finwait features                            whether and how it works on this host
+  finwait serve --log /var/log/finwait.log    the agent: a log of records, and metrics for Prometheus`,
+		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newExplainCommand(), newFeaturesCommand())
+	root.AddCommand(
+		newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(),
+		newReportCommand(), newServeCommand(), newExplainCommand(), newFeaturesCommand(),
+	)
 	return root
+}
+
+// version returns what this build is called.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "unknown"
+	}
+	return info.Main.Version
 }

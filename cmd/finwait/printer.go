@@ -3,12 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"iter"
 	"os"
 
 	"golang.org/x/term"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/output"
-	"github.com/finwait/finwait/tracer"
 )
 
 // printBuffer is how much is gathered before it is written, while more waits. A
@@ -29,9 +29,8 @@ type printer[T any] struct {
 	written uint64 // of those, written
 }
 
-func newPrinter[T any](w io.Writer, flags *streamFlags, cgroups *tracer.Cgroups, s stream[T]) (*printer[T], error) {
+func newPrinter[T any](w io.Writer, flags *streamFlags, opts output.Options, s stream[T]) (*printer[T], error) {
 	p := &printer[T]{w: w, noun: s.noun, buf: make([]byte, 0, printBuffer+4096)}
-	opts := output.Options{Cgroup: cgroups.Lookup}
 	if width, height, ok := terminal(w); ok {
 		opts.Color = os.Getenv("NO_COLOR") == ""
 		opts.Width = width
@@ -62,6 +61,30 @@ func terminal(w io.Writer) (width, height int, ok bool) {
 		return 80, 24, true
 	}
 	return width, height, true
+}
+
+// print prints the header and the items, up to count if that is not 0. What was
+// gathered is written when nothing more is pending.
+func (p *printer[T]) print(items iter.Seq2[*T, error], pending func() bool, count uint64) error {
+	if err := p.header(); err != nil {
+		return err
+	}
+	for item, err := range items {
+		if err != nil {
+			return err
+		}
+		p.add(item)
+		done := count > 0 && p.taken == count
+		if done || p.full() || !pending() {
+			if err := p.flush(); err != nil {
+				return err
+			}
+		}
+		if done {
+			break
+		}
+	}
+	return p.flush()
 }
 
 func (p *printer[T]) header() error {

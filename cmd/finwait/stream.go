@@ -27,6 +27,7 @@ type streamFlags struct {
 	count    uint64
 	buffer   int
 	demo     bool
+	replay   []string
 }
 
 func (f *streamFlags) add(cmd *cobra.Command, noun string) {
@@ -38,6 +39,7 @@ func (f *streamFlags) add(cmd *cobra.Command, noun string) {
 	flags.Uint64Var(&f.count, "count", 0, "stop after `N` "+noun+" are printed")
 	flags.IntVar(&f.buffer, "buffer", 8, "`MiB` of kernel buffer, a power of two; more of it loses less in a burst")
 	flags.BoolVar(&f.demo, "demo", false, "also make connections to look at, in a network namespace of their own")
+	flags.StringArrayVar(&f.replay, "replay", nil, "read "+noun+" from this `file`, which --format json has written, instead of tracing; gzip and zstd are understood, - is standard input")
 	completeWords(cmd, "format", output.Formats)
 	completeWords(cmd, "evidence", []string{"probe", "timer"})
 }
@@ -52,11 +54,20 @@ func (f *streamFlags) options(cmd *cobra.Command, filter *filterFlags) (*tracer.
 		return nil, usagef("--duration %v is not a time to run for, such as 10s", f.duration)
 	case cmd.Flags().Changed("count") && f.count == 0:
 		return nil, usagef("--count 0 would print nothing")
-	case f.buffer < 1 || f.buffer > 1024 || f.buffer&(f.buffer-1) != 0:
-		return nil, usagef("--buffer %d is not a power of two from 1 to 1024", f.buffer)
+	}
+	if _, err := bufferBytes(f.buffer); err != nil {
+		return nil, err
 	}
 	evidence, err := parseEvidence(cmd.Flags(), f.evidence)
 	return &tracer.Options{Filter: parsed, Evidence: evidence}, err
+}
+
+// bufferBytes returns the size of --buffer.
+func bufferBytes(mib int) (int, error) {
+	if mib < 1 || mib > 1024 || mib&(mib-1) != 0 {
+		return 0, usagef("--buffer %d is not a power of two from 1 to 1024", mib)
+	}
+	return mib << 20, nil
 }
 
 // parseEvidence returns what --evidence asks for, 0 if it is not given.
@@ -100,13 +111,19 @@ type stream[T any] struct {
 	// encode returns the header of the format, and what appends an item in it.
 	encode  func(format string, opts output.Options) (head []byte, add func([]byte, *T) []byte, err error)
 	account func(*tracer.Ledger) account
+	// recorded returns what chooses from records that were read.
+	recorded func(*tracer.Options) recorded[T]
 }
 
-// runStream prints what s has of a new tracer, and then the ledger.
+// runStream prints what s has, of a new tracer or of what one has recorded, and
+// then the ledger.
 func runStream[T any](cmd *cobra.Command, flags *streamFlags, opts *tracer.Options, s stream[T]) error {
+	if len(flags.replay) > 0 {
+		return runReplay(cmd, flags, opts, s)
+	}
 	cgroups, noCgroups := tracer.NewCgroups() // nil knows none
 	defer func() { _ = cgroups.Close() }()
-	printer, err := newPrinter(cmd.OutOrStdout(), flags, cgroups, s)
+	printer, err := newPrinter(cmd.OutOrStdout(), flags, output.Options{Cgroup: cgroups.Lookup}, s)
 	if err != nil {
 		return err
 	}
@@ -151,23 +168,5 @@ func (s *stream[T]) print(ctx context.Context, t *tracer.Tracer, p *printer[T], 
 		defer cancel()
 	}
 	defer context.AfterFunc(ctx, func() { _ = t.Detach() })() // runStream asks for the error
-	if err := p.header(); err != nil {
-		return err
-	}
-	for item, err := range s.items(context.Background(), t) {
-		if err != nil {
-			return err
-		}
-		p.add(item)
-		done := flags.count > 0 && p.taken == flags.count
-		if done || p.full() || !s.pending(t) {
-			if err := p.flush(); err != nil {
-				return err
-			}
-		}
-		if done {
-			break
-		}
-	}
-	return p.flush()
+	return p.print(s.items(context.Background(), t), func() bool { return s.pending(t) }, flags.count)
 }

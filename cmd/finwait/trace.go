@@ -25,13 +25,18 @@ kernel; several values of one are alternatives, several filters must all match.
 The owner is the process that opened the socket, or that had it open when finwait
 began, and is blank when it is not known; json, csv and logfmt also tell the
 container and the pod that it was in. Ends with Ctrl-C and then says on standard
-error how many transitions were seen, printed and lost.`,
+error how many transitions were seen, printed and lost.
+
+With --replay the transitions are read from a log instead, with the same filters
+and formats and without privileges. Lines that are damaged are skipped, and named
+on standard error.`,
 		Example: `  finwait trace --state TIME_WAIT
   finwait trace --transition FIN_WAIT2:TIME_WAIT,CLOSING:TIME_WAIT --format json
   finwait trace --lport 443 --addr 10.0.0.0/8 --duration 30s
   finwait trace --comm nginx --count 100 --format csv > nginx.csv
+  finwait trace --replay /var/log/finwait.json.1.gz --replay /var/log/finwait.json --lport 443
   finwait trace --demo`,
-		Args: cobra.NoArgs,
+		Args: flags.args,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts, err := flags.options(cmd, &filter)
 			if err != nil {
@@ -42,6 +47,7 @@ error how many transitions were seen, printed and lost.`,
 		},
 	}
 	filter.add(cmd)
+	explainReplay(cmd)
 	flags.add(cmd, "transitions")
 	return cmd
 }
@@ -57,6 +63,7 @@ var transitions = stream[tracer.Event]{
 		}
 		return encoder.AppendHeader(nil), encoder.AppendEvent, nil
 	},
+	recorded: recordedTransitions,
 	account: func(l *tracer.Ledger) account {
 		return account{
 			seen: l.Seen, emitted: l.Emitted, matched: l.Emitted + l.RingFull + l.NotHeld, lost: l.Lost(),

@@ -116,10 +116,13 @@ func appendCensusProcess(dst []byte, g *tracer.CensusGroup) []byte {
 }
 
 // AppendCensusJSON appends c as one JSON object and a newline. "states" has
-// every state, those of a group only the ones that have sockets.
-func AppendCensusJSON(dst []byte, c *tracer.Census) []byte {
+// every state, those of a group only the ones that have sockets. source is whose
+// counts they are.
+func AppendCensusJSON(dst []byte, c *tracer.Census, source string) []byte {
 	dst = append(dst, `{"time":"`...)
 	dst = appendTime(dst, c.Time)
+	dst = append(dst, `","source":"`...)
+	dst = append(dst, source...)
 	dst = append(dst, `","netns_count":`...)
 	dst = strconv.AppendInt(dst, int64(c.Namespaces), 10)
 	dst = append(dst, `,"netns_missed":`...)

@@ -108,7 +108,7 @@ func TestCensusJSON(t *testing.T) {
 	}
 	for name, c := range censusSamples() {
 		t.Run(name, func(t *testing.T) {
-			line := AppendCensusJSON(nil, c)
+			line := AppendCensusJSON(nil, c, "kernel")
 			qt.Assert(t, qt.IsTrue(json.Valid(line)))
 			qt.Assert(t, qt.Equals(string(line), want[name]+"\n"))
 		})

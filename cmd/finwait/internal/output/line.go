@@ -65,6 +65,7 @@ type lineEncoder struct {
 	before, owner, after []column
 	owners               ownerCache
 	cgroup               func(id uint64) (tracer.Cgroup, bool)
+	logged               *Logged
 
 	record record       // the one to write
 	event  tracer.Event // the event of a connection
@@ -72,8 +73,9 @@ type lineEncoder struct {
 
 func newLines(s *syntax, fields *fieldSet, opts Options) *lineEncoder {
 	return &lineEncoder{
-		syntax: s, fields: fields, cgroup: opts.Cgroup,
+		syntax: s, fields: fields, cgroup: opts.Cgroup, logged: opts.Logged,
 		before: s.columns(fields.before), owner: s.columns(fields.owner), after: s.columns(fields.after),
+		record: record{sampling: opts.SamplingRatio},
 	}
 }
 
@@ -115,6 +117,9 @@ func (e *lineEncoder) appendStuck(dst []byte, s *stuckEvent) []byte {
 
 // appendLine appends the record.
 func (e *lineEncoder) appendLine(dst []byte) []byte {
+	if e.logged != nil {
+		e.record.sampling = e.logged.SamplingRatio
+	}
 	dst = append(dst, e.syntax.open...)
 	dst = e.appendColumns(dst, e.before)
 	dst = append(dst, e.ownerLine()...)

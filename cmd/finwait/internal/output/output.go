@@ -36,6 +36,13 @@ type Options struct {
 	// known, as long as it does not answer ok: such an answer is remembered
 	// with the owner, and must stay true. nil means that nothing is known.
 	Cgroup func(id uint64) (cg tracer.Cgroup, ok bool)
+	// SamplingRatio is the share of connections of which there are records, if it
+	// is above 0 and below 1. Every format but table has it in each record.
+	SamplingRatio float64
+	// Logged is for records that were read from a log: what else the one says
+	// that is appended next. Cgroup and SamplingRatio are then of no effect. nil
+	// for others.
+	Logged *Logged
 
 	// The others are for table.
 
@@ -47,6 +54,13 @@ type Options struct {
 	Width int
 	// Location is the time zone of the table's times. nil means time.Local.
 	Location *time.Location
+}
+
+// Logged is what a record in a log says beyond the event or connection. What it
+// does not say is empty or 0.
+type Logged struct {
+	ContainerID, PodUID string
+	SamplingRatio       float64
 }
 
 // New returns the encoder of that format, one of Formats.

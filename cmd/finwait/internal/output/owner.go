@@ -14,8 +14,9 @@ type ownerCache [ownerPlaces]ownerEntry
 const ownerPlaces = 256
 
 type ownerEntry struct {
-	owner tracer.Owner
-	line  []byte
+	owner  tracer.Owner
+	cgroup tracer.Cgroup
+	line   []byte
 	// settled says that its cgroup is known, or that there is nothing to know.
 	// Else it is asked for again.
 	settled bool
@@ -31,24 +32,30 @@ func (c *ownerCache) of(o *tracer.Owner) *ownerEntry {
 func (e *lineEncoder) ownerLine() []byte {
 	owner := &e.record.Owner
 	entry := e.owners.of(owner)
-	same := entry.owner == *owner
+	same := entry.owner == *owner && len(entry.line) > 0
 	if same && entry.settled {
 		return entry.line
 	}
 	cgroup, settled := e.lookup(owner)
-	if same && !settled {
-		return entry.line // an entry that was never written has an owner that is settled
+	changed := !same || entry.cgroup != cgroup
+	entry.owner, entry.cgroup, entry.settled = *owner, cgroup, settled
+	if changed {
+		e.record.cgroup = cgroup
+		entry.line = e.appendColumns(entry.line[:0], e.owner)
 	}
-	e.record.cgroup = cgroup
-	entry.owner, entry.settled = *owner, settled
-	entry.line = e.appendColumns(entry.line[:0], e.owner)
 	return entry.line
 }
 
 // lookup returns what is known of the owner's cgroup. settled is false if it may
-// be known later.
+// be known later, or is another in another record.
 func (e *lineEncoder) lookup(o *tracer.Owner) (cgroup tracer.Cgroup, settled bool) {
-	if e.cgroup == nil || o.Origin == tracer.OriginUnknown || o.CgroupID == 0 {
+	if o.Origin == tracer.OriginUnknown || o.CgroupID == 0 {
+		return tracer.Cgroup{}, true
+	}
+	if e.logged != nil {
+		return tracer.Cgroup{ContainerID: e.logged.ContainerID, PodUID: e.logged.PodUID}, false
+	}
+	if e.cgroup == nil {
 		return tracer.Cgroup{}, true
 	}
 	return e.cgroup(o.CgroupID)

@@ -122,5 +122,5 @@ func TestProfileJSONBuckets(t *testing.T) {
 	qt.Check(t, qt.Equals(row.Max, int64(600*time.Millisecond)))
 	qt.Check(t, qt.IsTrue(row.P50 < row.P999 && row.P999 <= row.Max))
 	qt.Check(t, qt.Equals(row.Sum, 0.772))
-	qt.Check(t, qt.Equals(fmt.Sprint(row.Buckets), "[{67108863 2} {134217727 3} {1073741823 4}]"))
+	qt.Check(t, qt.Equals(fmt.Sprint(row.Buckets), "[{62499999 2} {124999999 3} {999999999 4}]"))
 }

@@ -51,6 +51,7 @@ var (
 	fieldRole       = &field{"role", word, appendRole}
 	fieldReason     = &field{"reason", word, func(dst []byte, r *record) []byte { return appendReason(dst, r.Reason) }}
 	fieldSide       = &field{"side", word, appendSide}
+	fieldSampling   = &field{"sampling_ratio", number, appendSampling}
 	fieldEvidence   = &field{"evidence", word, func(dst []byte, r *record) []byte { return append(dst, r.Evidence.String()...) }}
 )
 
@@ -98,7 +99,7 @@ var eventFields = fieldSet{
 		fieldOldState, fieldNewState, fieldDwell,
 	},
 	owner: ownerFields,
-	after: []*field{fieldRole, fieldReason, fieldSide, fieldEvidence},
+	after: []*field{fieldRole, fieldReason, fieldSide, fieldEvidence, fieldSampling},
 }
 
 // connFields are those of a connection.
@@ -110,7 +111,7 @@ var connFields = fieldSet{
 	owner: ownerFields,
 	after: []*field{
 		fieldRole, fieldWalk, fieldBytesSent, fieldBytesReceived, fieldSegmentsSent, fieldSegmentsReceived,
-		fieldRetransmits, fieldSRTT, fieldReason, fieldSide, fieldTimeWaitReason,
+		fieldRetransmits, fieldSRTT, fieldReason, fieldSide, fieldTimeWaitReason, fieldSampling,
 	},
 }
 
@@ -119,9 +120,10 @@ var connFields = fieldSet{
 // sockets.
 type record struct {
 	*tracer.Event
-	conn   *tracer.Conn
-	stuck  *stuckEvent
-	cgroup tracer.Cgroup
+	conn     *tracer.Conn
+	stuck    *stuckEvent
+	cgroup   tracer.Cgroup
+	sampling float64
 
 	times, starts clock
 }
@@ -196,6 +198,14 @@ func appendSide(dst []byte, r *record) []byte {
 		return dst
 	}
 	return append(dst, r.Side.String()...)
+}
+
+// appendSampling appends nothing where there is a record of every connection.
+func appendSampling(dst []byte, r *record) []byte {
+	if r.sampling <= 0 || r.sampling >= 1 {
+		return dst
+	}
+	return strconv.AppendFloat(dst, r.sampling, 'g', -1, 64)
 }
 
 // ofOwner keeps what value appends to records whose owner is known: of the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -14,7 +15,7 @@ type Options struct {
 	Name string
 	// Room is how many records of each kind may wait.
 	Room Counts
-	// Batch is how many records of each kind Send gets at most.
+	// Batch is how many records of each kind Send gets at most, one at least.
 	Batch Counts
 	// Delay is how long to wait for a batch to fill before it is sent.
 	Delay time.Duration
@@ -32,7 +33,9 @@ type Queue struct {
 	wake chan struct{}      // has an element when there is something new to do
 
 	mu      sync.Mutex // guards what follows
-	waiting Batch
+	chunks  []*Batch   // that wait, the oldest first; only the last has room
+	spares  []*Batch   // empty ones, to be used again
+	waiting Counts
 	closing bool
 	ledger  Ledger
 
@@ -41,6 +44,7 @@ type Queue struct {
 
 // Start returns a queue that gives to s what is put into it.
 func Start(s Sink, opts Options) *Queue {
+	opts.Batch = Counts{max(opts.Batch.Transitions, 1), max(opts.Batch.Conns, 1)}
 	ctx, stop := context.WithCancel(context.Background())
 	q := &Queue{sink: s, opts: opts, stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	go q.run(ctx)
@@ -55,26 +59,99 @@ func (q *Queue) Name() string { return q.opts.Name }
 func (q *Queue) Put(b *Batch) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closing {
-		q.ledger.Put.add(b.Counts())
-		q.ledger.QueueFull.add(b.Counts())
+	q.ledger.Put.add(b.Counts())
+	var taken Counts
+	if !q.closing {
+		taken.Transitions = min(uint64(len(b.Transitions)), q.opts.Room.Transitions-q.waiting.Transitions)
+		taken.Conns = min(uint64(len(b.Conns)), q.opts.Room.Conns-q.waiting.Conns)
+	}
+	q.ledger.QueueFull.add(b.Counts().sub(taken))
+	if taken.Total() == 0 {
 		return
 	}
-	before := q.waiting.Counts()
-	transitions := min(len(b.Transitions), int(q.opts.Room.Transitions)-len(q.waiting.Transitions))
-	conns := min(len(b.Conns), int(q.opts.Room.Conns)-len(q.waiting.Conns))
-	q.waiting.Transitions = append(q.waiting.Transitions, b.Transitions[:transitions]...)
-	q.waiting.Conns = append(q.waiting.Conns, b.Conns[:conns]...)
-	q.ledger.Put.add(b.Counts())
-	q.ledger.QueueFull.add(b.Counts().sub(Counts{uint64(transitions), uint64(conns)}))
-	if before.Total() == 0 || q.filled() {
+	first := q.waiting.Total() == 0
+	q.add(&Batch{b.Transitions[:taken.Transitions], b.Conns[:taken.Conns]})
+	q.waiting.add(taken)
+	if first || q.filled() {
 		q.notify()
 	}
 }
 
-// filled tells whether a batch is full. Called with mu held.
+// add copies records into the last chunk, and into others where that is full.
+// Called with mu held.
+func (q *Queue) add(b *Batch) {
+	rest := *b
+	for {
+		chunk := q.last()
+		transitions := min(len(rest.Transitions), int(q.opts.Batch.Transitions)-len(chunk.Transitions))
+		conns := min(len(rest.Conns), int(q.opts.Batch.Conns)-len(chunk.Conns))
+		chunk.Transitions = appendTo(chunk.Transitions, rest.Transitions[:transitions], q.opts.Batch.Transitions)
+		chunk.Conns = appendTo(chunk.Conns, rest.Conns[:conns], q.opts.Batch.Conns)
+		rest = Batch{rest.Transitions[transitions:], rest.Conns[conns:]}
+		if rest.Counts().Total() == 0 {
+			return
+		}
+		q.extend()
+	}
+}
+
+// last returns the chunk that has room, if any has.
+func (q *Queue) last() *Batch {
+	if len(q.chunks) == 0 {
+		q.extend()
+	}
+	return q.chunks[len(q.chunks)-1]
+}
+
+// extend appends an empty chunk.
+func (q *Queue) extend() {
+	if n := len(q.spares); n > 0 {
+		q.chunks = append(q.chunks, q.spares[n-1])
+		q.spares = q.spares[:n-1]
+		return
+	}
+	q.chunks = append(q.chunks, &Batch{})
+}
+
+// maxSpares is how many empty chunks are kept: one is filled while another is sent.
+const maxSpares = 2
+
+// take takes the oldest chunk out, nil if none waits.
+func (q *Queue) take() *Batch {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.chunks) == 0 {
+		return nil
+	}
+	chunk := q.chunks[0]
+	q.chunks = slices.Delete(q.chunks, 0, 1)
+	q.waiting = q.waiting.sub(chunk.Counts())
+	return chunk
+}
+
+// settle notes what has become of a chunk, which may be used again.
+func (q *Queue) settle(chunk *Batch, kept Counts) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ledger.Kept.add(kept)
+	q.ledger.Failed.add(chunk.Counts().sub(kept))
+	if len(q.spares) < maxSpares {
+		q.spares = append(q.spares, &Batch{chunk.Transitions[:0], chunk.Conns[:0]})
+	}
+}
+
+// appendTo appends to a slice that is never to hold more than limit.
+func appendTo[T any](to, from []T, limit uint64) []T {
+	if to == nil && len(from) > 0 {
+		to = make([]T, 0, limit)
+	}
+	return append(to, from...)
+}
+
+// filled tells whether there is a batch that need not wait for more. Called with
+// mu held.
 func (q *Queue) filled() bool {
-	return len(q.waiting.Transitions) >= int(q.opts.Batch.Transitions) || len(q.waiting.Conns) >= int(q.opts.Batch.Conns)
+	return len(q.chunks) > 1 || q.waiting.Transitions >= q.opts.Batch.Transitions || q.waiting.Conns >= q.opts.Batch.Conns
 }
 
 func (q *Queue) notify() {
@@ -107,16 +184,19 @@ func (q *Queue) Close(ctx context.Context) error {
 // run sends until the queue is closed and empty.
 func (q *Queue) run(ctx context.Context) {
 	defer close(q.done)
-	var sending Batch // changes places with waiting
 	for {
 		closing := q.gather(ctx)
-		q.mu.Lock()
-		sending, q.waiting = q.waiting, Batch{sending.Transitions[:0], sending.Conns[:0]}
-		q.mu.Unlock()
-		if closing && sending.Counts().Total() == 0 {
-			return
+		chunk := q.take()
+		if chunk == nil {
+			if closing {
+				return
+			}
+			continue
 		}
-		q.send(ctx, sending)
+		lost := chunk.Counts()
+		kept, err := q.send(ctx, chunk)
+		q.settle(chunk, kept)
+		q.tell(lost.sub(kept).Total(), err)
 	}
 }
 
@@ -126,7 +206,7 @@ func (q *Queue) gather(ctx context.Context) (closing bool) {
 	var due <-chan time.Time
 	for {
 		q.mu.Lock()
-		waiting, filled, closing := q.waiting.Counts().Total() > 0, q.filled(), q.closing
+		waiting, filled, closing := len(q.chunks) > 0, q.filled(), q.closing
 		q.mu.Unlock()
 		if closing || waiting && (filled || q.opts.Delay <= 0) {
 			return closing
@@ -144,28 +224,12 @@ func (q *Queue) gather(ctx context.Context) (closing bool) {
 	}
 }
 
-// send gives b to the sink, in parts that are small enough.
-func (q *Queue) send(ctx context.Context, b Batch) {
-	for b.Counts().Total() > 0 {
-		part := Batch{
-			Transitions: b.Transitions[:min(len(b.Transitions), int(q.opts.Batch.Transitions))],
-			Conns:       b.Conns[:min(len(b.Conns), int(q.opts.Batch.Conns))],
-		}
-		b = Batch{b.Transitions[len(part.Transitions):], b.Conns[len(part.Conns):]}
-		kept, err := q.sendPart(ctx, &part)
-		q.mu.Lock()
-		q.ledger.Kept.add(kept)
-		q.ledger.Failed.add(part.Counts().sub(kept))
-		q.mu.Unlock()
-		q.tell(part.Counts().sub(kept).Total(), err)
-	}
-}
-
-func (q *Queue) sendPart(ctx context.Context, part *Batch) (Counts, error) {
+// send gives a chunk to the sink, if there is still time.
+func (q *Queue) send(ctx context.Context, chunk *Batch) (Counts, error) {
 	if err := ctx.Err(); err != nil {
 		return Counts{}, err
 	}
-	return q.sink.Send(ctx, part)
+	return q.sink.Send(ctx, chunk)
 }
 
 // tell logs that the sink fails, once, and that it works again.

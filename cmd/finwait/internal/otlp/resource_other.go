@@ -1,0 +1,6 @@
+//go:build !linux
+
+package otlp
+
+// kernelVersion is not known.
+func kernelVersion() (version, description string) { return "", "" }
