@@ -27,7 +27,8 @@ at() { LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" "$1"; }
 # stage fills the folder with what is made for the packages.
 stage() {
 	local host=$stage/finwait shell
-	GOARCH=$arch CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$stage/finwait" ./cmd/finwait
+	GOARCH=$arch CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -tags noserve -o "$stage/finwait" ./cmd/finwait
+	GOARCH=$arch CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$stage/finwait-serve" ./cmd/finwait
 	if [ "$arch" != "$(go env GOHOSTARCH)" ]; then
 		host=$stage/host
 		GOARCH='' CGO_ENABLED=0 go build -trimpath -o "$host" ./cmd/finwait

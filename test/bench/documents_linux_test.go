@@ -27,7 +27,8 @@ func TestSeries(t *testing.T) {
 		qt.Assert(t, qt.IsNil(writeJSON(filepath.Join(docs, "bench", "records.json"), &got)))
 		return
 	}
-	qt.Check(t, qt.DeepEquals(got, *records), qt.Commentf("go test ./test/bench -update writes it"))
+	qt.Check(t, qt.Equals(got.Series, records.Series), qt.Commentf("go test ./test/bench -update writes it"))
+	qt.Check(t, qt.Equals(got.MostSeries, records.MostSeries), qt.Commentf("go test ./test/bench -update writes it"))
 }
 
 // TestDocuments holds what the documents say to the results that were measured.

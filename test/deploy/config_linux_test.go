@@ -2,44 +2,57 @@ package deploy
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
-	"slices"
+	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/go-quicktest/qt"
 	"go.yaml.in/yaml/v3"
-
-	"github.com/finwait/finwait/tracer"
 )
 
-// settings are the keys of the configuration, which are the flags of serve.
-var settings = strings.Fields(`
-	evidence buffer
-	state transition port lport rport addr pid comm uid cgroup netns ipv4 ipv6 slow reason sample
-	records log log-max-size log-max-age log-max-total log-compress log-sync
-	listen web-config service-ports by-cgroup
-	otlp pin state-dir keep-privileges`)
-
-// TestConfiguration holds the configurations that are shipped to the names that
-// there are. Those that are commented out are read as well.
+// TestConfiguration has the agent read the configurations that are shipped, and
+// what is commented out in them.
 func TestConfiguration(t *testing.T) {
+	inSource(t)
+	finwait := filepath.Join(t.TempDir(), "finwait")
+	inRepository(t, nil, "go", "build", "-buildvcs=false", "-o", finwait, "./cmd/finwait")
 	text, err := os.ReadFile(filepath.Join(root, "deploy/finwait.yaml"))
 	qt.Assert(t, qt.IsNil(err))
-	t.Run("package", func(t *testing.T) { checkConfiguration(t, string(text)) })
-	t.Run("commented out", func(t *testing.T) { checkConfiguration(t, uncommented(string(text))) })
-	t.Run("kubernetes", func(t *testing.T) { checkConfiguration(t, configMap(t)) })
+	for _, config := range []struct{ name, text string }{
+		{"package", string(text)},
+		{"commented out", uncommented(string(text))},
+		{"kubernetes", configMap(t)},
+	} {
+		t.Run(config.name, func(t *testing.T) {
+			qt.Assert(t, qt.Not(qt.Equals(config.text, "")))
+			out, err := readConfiguration(t, finwait, config.text)
+			qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", out))
+		})
+	}
+	_, err = readConfiguration(t, finwait, string(text)+"no-such-key: 1\n")
+	qt.Check(t, qt.IsNotNil(err))
 }
+
+// readConfiguration returns the settings that the agent takes from a text.
+func readConfiguration(t *testing.T, finwait, text string) (string, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "finwait.yaml")
+	qt.Assert(t, qt.IsNil(os.WriteFile(file, []byte(text), 0o600)))
+	out, err := exec.Command(finwait, "serve", "--config", file, "--print-config").CombinedOutput()
+	return string(out), err
+}
+
+// setting is a line with one that is commented out, not a sentence.
+var setting = regexp.MustCompile(`^# ([a-z-]+: [^ ]+|[a-z-]+: \[.*\])$`)
 
 // uncommented returns only the settings that stand in comments.
 func uncommented(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
-		rest, is := strings.CutPrefix(line, "# ")
-		key, _, named := strings.Cut(rest, ": ")
-		if is && named && slices.Contains(settings, key) {
-			b.WriteString(rest)
+		if setting.MatchString(strings.TrimSuffix(line, "\n")) {
+			b.WriteString(strings.TrimPrefix(line, "# "))
 		}
 	}
 	return b.String()
@@ -61,36 +74,4 @@ func configMap(t *testing.T) string {
 			return object.Data["finwait.yaml"]
 		}
 	}
-}
-
-func checkConfiguration(t *testing.T, text string) {
-	t.Helper()
-	var config map[string]any
-	qt.Assert(t, qt.IsNil(yaml.Unmarshal([]byte(text), &config)))
-	qt.Assert(t, qt.Not(qt.HasLen(config, 0)))
-	for key := range config {
-		qt.Check(t, qt.IsTrue(slices.Contains(settings, key)), qt.Commentf("there is no %s", key))
-	}
-	for _, name := range words(config["reason"]) {
-		_, err := tracer.ParseReasons(name)
-		qt.Check(t, qt.IsNil(err))
-	}
-	for _, word := range words(config["slow"]) {
-		state, text, _ := strings.Cut(word, ":")
-		_, err := tracer.ParseState(state)
-		qt.Check(t, qt.IsNil(err))
-		_, err = time.ParseDuration(text)
-		qt.Check(t, qt.IsNil(err))
-	}
-}
-
-// words returns a list of the configuration as text.
-func words(list any) (all []string) {
-	items, _ := list.([]any)
-	for _, item := range items {
-		if word, ok := item.(string); ok {
-			all = append(all, word)
-		}
-	}
-	return all
 }

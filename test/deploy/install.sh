@@ -48,6 +48,7 @@ use() {
 
 runs() {
 	inside finwait explain TIME_WAIT >/dev/null || die "finwait does not run"
+	inside finwait serve --help | grep -q -- --listen || die "the agent does not run"
 	inside finwait completion bash | cmp - "$dir/root/usr/share/bash-completion/completions/finwait" ||
 		die "the completion is another program's"
 	[ -s "$dir/root/usr/share/man/man1/finwait.1.gz" ] || die "there is no man page"
