@@ -327,7 +327,7 @@ func TestPrometheus(t *testing.T) {
 	checkSockets(t, before)
 
 	made := makeAllKinds(t)
-	const inAMoment = 2000
+	const inAMoment = 200_000
 	churn(t, inAMoment)
 	made[tracer.Transition{Old: tracer.StateSynSent, New: tracer.StateEstablished}] += inAMoment
 	station := makeStations(t, tracer.FamilyIPv4)

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/logfile"
-	"github.com/finwait/finwait/cmd/finwait/internal/metrics"
 	"github.com/finwait/finwait/cmd/finwait/internal/otlp"
 	"github.com/finwait/finwait/cmd/finwait/internal/output"
 	"github.com/finwait/finwait/cmd/finwait/internal/sink"
@@ -92,7 +91,7 @@ func (a *Agent) serve(ctx context.Context) (err error) {
 		return nil
 	}
 	a.web, err = web.Listen(ctx, web.Options{
-		Addresses: a.cfg.Addresses, ConfigFile: a.cfg.WebConfig, Gatherer: metrics.NewRegistry(a.collector()),
+		Addresses: a.cfg.Addresses, ConfigFile: a.cfg.WebConfig, Gatherer: a.registry(),
 		Alive: a.alive.Check, Ready: a.isReady, Log: a.log,
 	})
 	if err != nil {
@@ -112,14 +111,6 @@ func (a *Agent) countingSince() time.Time {
 		return since
 	}
 	return time.Now()
-}
-
-func (a *Agent) collector() *metrics.Collector {
-	opts := metrics.Options{Queues: a.queues, ServicePorts: a.cfg.ServicePorts, ByCgroup: a.cfg.ByCgroup, Log: a.log}
-	if sample := a.cfg.Filter.Sample; sample > 0 {
-		opts.Sampling = func() float64 { return sample }
-	}
-	return metrics.New(a.tracer, opts)
 }
 
 var errNotReady = errors.New("the sockets that were there are still being counted")

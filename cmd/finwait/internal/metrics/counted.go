@@ -100,6 +100,7 @@ func (c *Collector) collectAudit(ch chan<- prometheus.Metric) {
 	drift = drift.Folded()
 	collectStates(ch, driftDesc, &drift)
 	ch <- gauge(auditDesc, unixSeconds(audit.Time))
+	ch <- gauge(auditMissedDesc, float64(len(audit.Missed.Netns)))
 }
 
 func (c *Collector) collectLedger(_ context.Context, ch chan<- prometheus.Metric) error {

@@ -27,6 +27,8 @@ var (
 		"Sockets by which finwait's count in each state differed from the kernel's at the last audit, which has put it right; summed over network namespaces without regard to sign.", "state")
 	auditDesc = newDesc("audit_timestamp_seconds",
 		"Unix time of the last audit of finwait's counts against the kernel's.")
+	auditMissedDesc = newDesc("audit_missed_namespaces",
+		"Network namespaces that the last audit has found and could not compare, as a rule for want of CAP_SYS_ADMIN.")
 
 	sinkRecordsDesc = newDesc("sink_records_total",
 		"Records that were given to a sink, by what became of them: kept for certain, lost since its queue was full, or lost since it failed.", "sink", "record", "outcome")
@@ -74,7 +76,7 @@ var (
 // descs are all of them.
 var descs = []*prometheus.Desc{
 	socketsDesc, halfOpenDesc, transitionsDesc, dwellDesc, dwellUnknownDesc, endingsDesc, halfOpenDroppedDesc,
-	ledgerDesc, driftDesc, auditDesc,
+	ledgerDesc, driftDesc, auditDesc, auditMissedDesc,
 	sinkRecordsDesc, sinkQueueDesc,
 	programRunsDesc, programTimeDesc, recursionDesc, mapMemoryDesc, ringSizeDesc, ringHighWaterDesc,
 	samplingDesc, evidenceDesc, buildDesc, scrapeErrorsDesc,
