@@ -719,19 +719,20 @@ func TestReopenUnderLoad(t *testing.T) {
 			if err := os.Rename(path, moved); err != nil {
 				t.Error(err)
 			}
-			if i%10 != 1 { // a second later without
+			if i != moves/2 { // a second later without
 				l.Reopen()
 			}
 		}
 	}()
 	sent := 0
-	for running := true; running; sent += 100 {
+	for running := true; running; sent += 10 {
 		select {
 		case <-done:
 			running = false
 		default:
 		}
-		mustSend(t, l, newBatch(sent, 50, 50))
+		mustSend(t, l, newBatch(sent, 5, 5))
+		time.Sleep(50 * time.Microsecond) // it is not to be too much to read
 	}
 	qt.Check(t, qt.HasLen(rotated(t, path), moves))
 	checkNumbers(t, allNumbers(t, path), upTo(0, sent))
