@@ -76,6 +76,21 @@ func TestUnit(t *testing.T) {
 	qt.Check(t, qt.Equals(strings.TrimSpace(out), ""))
 }
 
+// TestCapabilities holds the unit to what SECURITY.md says that the agent uses.
+func TestCapabilities(t *testing.T) {
+	inSource(t)
+	text, err := os.ReadFile(filepath.Join(root, "SECURITY.md"))
+	qt.Assert(t, qt.IsNil(err))
+	var used []string
+	for line := range strings.Lines(string(text)) {
+		// The unit says why it has no use for CAP_SETPCAP.
+		if name, _, ok := strings.Cut(strings.TrimPrefix(line, "| "), " |"); ok && strings.HasPrefix(name, "CAP_") && name != "CAP_SETPCAP" {
+			used = append(used, name)
+		}
+	}
+	qt.Check(t, qt.ContentEquals(unitCapabilities(t), used))
+}
+
 func lastLine(text string) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return lines[len(lines)-1]
