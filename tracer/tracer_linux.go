@@ -42,8 +42,8 @@ type Tracer struct {
 	conns   *ring           // of connections that have ended
 	decode  atomic.Uint64
 
-	reloadable bool
-	filtering  sync.Mutex // one SetFilter at a time
+	countersOnly, reloadable bool
+	filtering                sync.Mutex // one SetFilter at a time
 
 	// watching is the kernel's count of mini-sockets that need a sweep.
 	watching *ebpf.Variable
@@ -104,7 +104,7 @@ func start(opts *Options, with tier, k *kernel, p *pins) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, reloadable: opts.Reloadable, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
+	t := &Tracer{coll: coll, tier: with, profile: opts.Profile, countersOnly: opts.CountersOnly, reloadable: opts.Reloadable, watching: coll.Variables["watching"], iters: map[string]*link.Iter{}}
 	t.events = &ring{name: "events", used: !opts.NoTransitions && !opts.CountersOnly}
 	t.conns = &ring{name: "conns", used: opts.Conns != nil}
 	t.ctx, t.stop = context.WithCancel(context.Background())
@@ -310,7 +310,7 @@ func (t *Tracer) Counters() (Counters, error) {
 // Endings returns how the sockets have ended that were counted so far; see
 // [Tracer.Counters]. It returns an error with Options.CountersOnly.
 func (t *Tracer) Endings() (Endings, error) {
-	if t.auditor.claimErr == errCountersOnly {
+	if t.countersOnly {
 		return Endings{}, fmt.Errorf("read endings: %w", errCountersOnly)
 	}
 	var perCPU []bpfFinwaitEndings
