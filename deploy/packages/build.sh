@@ -43,8 +43,11 @@ stage() {
 	printf 'finwait (%s-1) unstable; urgency=medium\n\n  * See changelog.gz.\n\n -- %s  %s\n' \
 		"$version" "$(sed -n 's/^maintainer: //p' deploy/packages/nfpm.yaml)" "$(at '+%a, %d %b %Y %T +0000')" |
 		gzip -9n >"$stage/changelog.Debian.gz"
-	cp -r deploy/prometheus deploy/otelcol deploy/kubernetes "$stage/examples/" 2>/dev/null || true
-	cp deploy/grafana/*.json "$stage/examples/" 2>/dev/null || true
+	cp deploy/prometheus/{rules,scrape}.yml "$stage/examples/"
+	cp deploy/otelcol/collector.yaml "$stage/examples/otel-collector.yaml"
+	cp deploy/kubernetes/finwait.yaml "$stage/examples/kubernetes.yaml"
+	cp deploy/kubernetes/{podmonitor,networkpolicy}.yaml "$stage/examples/"
+	cp deploy/grafana/finwait.json "$stage/examples/grafana.json"
 	# Times, which the packager takes from the files.
 	find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 }
