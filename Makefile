@@ -63,7 +63,8 @@ lint: ## Check formatting, vet, other systems, linters, shell scripts
 	GOOS=linux GOARCH=arm64 go vet ./...
 	$(GOLANGCI) run
 	shellcheck .ci/run test/all.sh test/install.sh
-	shellcheck -xa test/vm/run.sh test/vm/init test/vm/checks/*
+	shellcheck -xa test/vm/run.sh test/vm/init test/vm/checks/* test/deploy/systemd.sh
+	shellcheck test/deploy/install.sh test/deploy/systemd/check deploy/packages/build.sh deploy/packages/deb/* deploy/packages/rpm/*
 
 fmt: ## Format Go and C
 	gofmt -w .

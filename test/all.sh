@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 ./test/install.sh make git gcc libc6-dev iproute2 net-tools bpftool util-linux procps \
 	clang-19 llvm-19 clang-format-19 libbpf-dev shellcheck \
 	nginx wrk curl redis-server redis-tools \
-	prometheus logrotate lintian mmdebstrap \
+	prometheus logrotate lintian rpm systemd mmdebstrap \
 	busybox-static cpio xz-utils kmod debian-archive-keyring
 
 export CI_PRIVILEGED=1 # a test that cannot run is a failure

@@ -9,13 +9,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
 	"unicode"
 
 	"github.com/spf13/cobra"
+
+	"github.com/finwait/finwait/cmd/finwait/internal/build"
 )
 
 // The exit codes.
@@ -113,7 +114,7 @@ before; and how many sockets are in each state now.`,
   finwait explain CLOSE_WAIT
   finwait features                            whether and how it works on this host
   finwait serve --log /var/log/finwait.log    the agent: a log of records, and metrics for Prometheus`,
-		Version:       version(),
+		Version:       build.Version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -122,13 +123,4 @@ before; and how many sockets are in each state now.`,
 		newReportCommand(), newServeCommand(), newExplainCommand(), newFeaturesCommand(),
 	)
 	return root
-}
-
-// version returns what this build is called.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "unknown"
-	}
-	return info.Main.Version
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/agent"
+	"github.com/finwait/finwait/cmd/finwait/internal/build"
 	"github.com/finwait/finwait/cmd/finwait/internal/config"
 	"github.com/finwait/finwait/cmd/finwait/internal/logfile"
 	"github.com/finwait/finwait/cmd/finwait/internal/otlp"
@@ -262,7 +263,7 @@ func giveFlags(flags *pflag.FlagSet, given map[string][]string) {
 // parse returns the configuration that the settings ask for, without what is the
 // same for all of them.
 func (f *serveFlags) parse(flags *pflag.FlagSet) (*agent.Config, error) {
-	cfg := &agent.Config{Version: version(), StateDir: f.stateDir, KeepPrivileges: f.keepPrivileges, ByCgroup: f.byCgroup}
+	cfg := &agent.Config{Version: build.Version(), StateDir: f.stateDir, KeepPrivileges: f.keepPrivileges, ByCgroup: f.byCgroup}
 	for _, part := range []func(*pflag.FlagSet, *agent.Config) error{
 		f.parseRecords, f.parseTracer, f.parseLog, f.parseWeb, f.parseOTLP,
 	} {

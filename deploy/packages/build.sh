@@ -27,8 +27,9 @@ at() { LC_ALL=C date -u -d "@$SOURCE_DATE_EPOCH" "$1"; }
 # stage fills the folder with what is made for the packages.
 stage() {
 	local host=$stage/finwait shell
-	GOARCH=$arch CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -tags noserve -o "$stage/finwait" ./cmd/finwait
-	GOARCH=$arch CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$stage/finwait-serve" ./cmd/finwait
+	local linker="-s -w -X github.com/finwait/finwait/cmd/finwait/internal/build.version=$version"
+	GOARCH=$arch CGO_ENABLED=0 go build -trimpath -ldflags="$linker" -tags noserve -o "$stage/finwait" ./cmd/finwait
+	GOARCH=$arch CGO_ENABLED=0 go build -trimpath -ldflags="$linker" -o "$stage/finwait-serve" ./cmd/finwait
 	if [ "$arch" != "$(go env GOHOSTARCH)" ]; then
 		host=$stage/host
 		GOARCH='' CGO_ENABLED=0 go build -trimpath -o "$host" ./cmd/finwait

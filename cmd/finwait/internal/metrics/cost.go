@@ -2,10 +2,11 @@ package metrics
 
 import (
 	"context"
-	"runtime/debug"
+	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/finwait/finwait/cmd/finwait/internal/build"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -56,17 +57,7 @@ func (c *Collector) collectInfo(ch chan<- prometheus.Metric) {
 	ch <- c.build
 }
 
-// buildInfo says what was built, as far as Go has written it into the binary. An
-// empty label is none for Prometheus.
+// buildInfo says what was built. An empty label is none for Prometheus.
 func buildInfo() prometheus.Metric {
-	var version, revision, goversion string
-	if info, ok := debug.ReadBuildInfo(); ok {
-		version, goversion = info.Main.Version, info.GoVersion
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				revision = s.Value
-			}
-		}
-	}
-	return gauge(buildDesc, 1, version, revision, goversion)
+	return gauge(buildDesc, 1, build.Version(), build.Revision(), runtime.Version())
 }
