@@ -17,9 +17,9 @@ type PinHeldError struct {
 
 // Error implements error.
 func (e *PinHeldError) Error() string {
-	text := "another tracer keeps its counters in " + e.Path
+	who := "another tracer"
 	if e.PID != 0 {
-		text += " (process " + strconv.FormatUint(uint64(e.PID), 10) + ")"
+		who = "process " + strconv.FormatUint(uint64(e.PID), 10)
 	}
-	return text
+	return who + " keeps its counters in " + e.Path + ": end it, or choose another folder"
 }

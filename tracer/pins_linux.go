@@ -28,18 +28,21 @@ const (
 	pinCorrections = "corrections"
 )
 
-// pinnedCounters are the maps that go on where the tracer before has left off.
-// The gauges do not: nobody counts between two tracers.
-var pinnedCounters = []string{"matrix", "endings", "ledger", profileMap}
+// pinnedCounters are the maps that go on where the tracer before has left off. The
+// gauges do not, since nobody counts between two tracers; nor does the ledger, which
+// is in part the kernel's, and in part each tracer's own.
+var pinnedCounters = []string{"matrix", "endings", profileMap}
 
 // pinnedInfo is the only element of the map that says whose the others are.
 type pinnedInfo struct {
 	Layout  uint64 // pinLayout and the sizes, hashed
 	Profile uint64 // what the histograms are about
-	Epoch   uint64 // another for each tracer
+	Epoch   uint64 // another for each tracer, 0 while one takes over
 	SinceNs uint64 // when the counters began, in Unix time
-	PID     uint32
-	_       uint32
+
+	ProfileSinceNs uint64 // and the histograms
+	PID            uint32
+	_              uint32
 }
 
 // pins is the folder in which the counters of a tracer are pinned.
@@ -48,7 +51,9 @@ type pins struct {
 	info        *ebpf.Map
 	corrections *ebpf.Map
 	inherited   bool
+	before      Counters  // what was inherited
 	since       time.Time // when the counters began
+	dwellSince  time.Time // and the histograms
 }
 
 // openPins takes the folder. Nothing in it changes yet. It returns nil for no path,
@@ -70,7 +75,8 @@ func openPins(path string) (*pins, error) {
 	if err := lockPins(dir); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
-	return &pins{dir: dir, since: time.Now()}, nil
+	now := time.Now()
+	return &pins{dir: dir, since: now, dwellSince: now}, nil
 }
 
 // onBPFFS returns an error if the folder is not on a BPF file system, or would not
@@ -120,25 +126,37 @@ func (p *pins) inherit(coll *ebpf.Collection, profile *ProfileOptions) error {
 		return nil
 	}
 	info, err := readPinnedInfo(p.dir.Name())
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errLayout) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if info.Layout != ourLayout() {
-		return nil
-	}
+	sameProfile := info.Profile == uint64(profile.constant())
 	for _, name := range pinnedCounters {
-		if name == profileMap && info.Profile != uint64(profile.constant()) {
+		if name == profileMap && !sameProfile {
 			continue
 		}
 		if err := p.copyMap(name, coll.Maps[name]); err != nil {
 			return fmt.Errorf("go on with the pinned %s: %w", name, err)
 		}
 	}
+	if p.before, err = readCounters(coll.Maps["matrix"]); err != nil {
+		return err
+	}
 	p.inherited, p.since = true, time.Unix(0, int64(info.SinceNs))
+	if sameProfile {
+		p.dwellSince = time.Unix(0, int64(info.ProfileSinceNs))
+	}
 	return nil
+}
+
+// inheritedTotal returns how many transitions others have counted.
+func (p *pins) inheritedTotal() uint64 {
+	if p == nil {
+		return 0
+	}
+	return p.before.Total()
 }
 
 // copyMap copies all elements of a pinned map.
@@ -185,8 +203,9 @@ func ourLayout() uint64 {
 	return hash
 }
 
-// publish pins the maps in place of those before. Whoever reads them finds info
-// gone or changed if that comes in between.
+// publish pins the maps in place of those before. Whoever reads them finds another
+// epoch in info if that comes in between. Should the process be killed meanwhile, the
+// next goes on with some old maps and some new ones, which have the counts of the old.
 func (p *pins) publish(coll *ebpf.Collection, profile *ProfileOptions) error {
 	if p == nil {
 		return nil
@@ -202,12 +221,12 @@ func (p *pins) publish(coll *ebpf.Collection, profile *ProfileOptions) error {
 	_, _ = rand.Read(epoch[:]) // never fails
 	info := pinnedInfo{
 		Layout: ourLayout(), Profile: uint64(profile.constant()), Epoch: binary.NativeEndian.Uint64(epoch[:]),
-		SinceNs: uint64(p.since.UnixNano()), PID: uint32(os.Getpid()),
+		SinceNs: uint64(p.since.UnixNano()), ProfileSinceNs: uint64(p.dwellSince.UnixNano()), PID: uint32(os.Getpid()),
 	}
 	if err := p.info.Put(uint32(0), &info); err != nil {
 		return fmt.Errorf("pin counters: %w", err)
 	}
-	if err := p.remove(pinInfo); err != nil {
+	if err := p.invalidate(); err != nil {
 		return err
 	}
 	for _, name := range append(slices.Clone(pinnedCounters), "gauges") {
@@ -219,6 +238,25 @@ func (p *pins) publish(coll *ebpf.Collection, profile *ProfileOptions) error {
 		return err
 	}
 	return p.pin(pinInfo, p.info)
+}
+
+// invalidate has nobody read the gauges that are pinned.
+func (p *pins) invalidate() error {
+	info, err := readPinnedInfo(p.dir.Name())
+	if err != nil {
+		return p.remove(pinInfo) // there is none, or one that says nothing to us
+	}
+	path := filepath.Join(p.dir.Name(), pinInfo)
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return fmt.Errorf("pin counters: %w", err)
+	}
+	defer m.Close()
+	info.Epoch = 0
+	if err := m.Put(uint32(0), &info); err != nil {
+		return fmt.Errorf("pin counters: %w", err)
+	}
+	return nil
 }
 
 func newPinMap(name string, typ ebpf.MapType, key, value, entries uint32) (*ebpf.Map, error) {
@@ -299,11 +337,20 @@ func readPinnedInfo(path string) (pinnedInfo, error) {
 		return info, fmt.Errorf("read pinned counters: %w", err)
 	}
 	defer m.Close()
+	if m.ValueSize() != uint32(binary.Size(info)) {
+		return info, errLayout
+	}
 	if err := m.Lookup(uint32(0), &info); err != nil {
-		return info, fmt.Errorf("read pinned counters of another version: %w", err)
+		return info, fmt.Errorf("read pinned counters: %w", err)
+	}
+	if info.Layout != ourLayout() {
+		return info, errLayout
 	}
 	return info, nil
 }
+
+// errLayout says that what is pinned is of a version that has it in another form.
+var errLayout = errors.New("the pinned counters are of another version")
 
 // PinnedGauges returns the gauges of a tracer of another process that has its
 // counters in that folder (Options.PinPath). It takes a few system calls, however
@@ -322,18 +369,18 @@ func PinnedGauges(path string) (*Gauges, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %s", ErrNotPinned, path)
 	}
+	if errors.Is(err, errLayout) {
+		return nil, fmt.Errorf("%w: %w", ErrNotPinned, err)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if before.Layout != ourLayout() {
-		return nil, fmt.Errorf("%w: those in %s are of another version", ErrNotPinned, path)
 	}
 	g, err := readPinnedGauges(path)
 	if err != nil {
 		return nil, err
 	}
 	after, err := readPinnedInfo(path)
-	if err != nil || after.Epoch != before.Epoch {
+	if err != nil || after.Epoch != before.Epoch || after.Epoch == 0 {
 		return nil, fmt.Errorf("%w: one is about to take over in %s", ErrNotPinned, path)
 	}
 	return g, pinsInUse(path)

@@ -127,8 +127,12 @@ func (r *ProfileRow) SetComm(name string) {
 // Profile is how long sockets have stayed in each state since the tracer was
 // attached. There is nothing about StateClose: who leaves it was not there.
 type Profile struct {
-	Time time.Time
-	By   ProfileDimension
+	// Time is when it was read, and Since when the histograms began, both in UTC.
+	// Since is before the tracer was attached if they are inherited (see
+	// Options.PinPath).
+	Time, Since time.Time
+
+	By ProfileDimension
 	// Rows are those in which something has been counted, by state and value.
 	Rows []ProfileRow
 }
@@ -139,7 +143,7 @@ func (p *Profile) Sub(earlier *Profile) *Profile {
 	for i := range earlier.Rows {
 		before[earlier.Rows[i].Key] = &earlier.Rows[i].Histogram
 	}
-	diff := &Profile{Time: p.Time, By: p.By}
+	diff := &Profile{Time: p.Time, Since: earlier.Time, By: p.By}
 	for i := range p.Rows {
 		row := p.Rows[i]
 		if h := before[row.Key]; h != nil {
@@ -301,6 +305,19 @@ func (h *Histogram) longest() (bound time.Duration) {
 		}
 	}
 	return bound
+}
+
+// Merge adds what another histogram has. No sum is rounded, so that the order in which
+// several are merged is the same.
+func (h *Histogram) Merge(other *Histogram) {
+	for i, n := range other.Buckets {
+		h.Buckets[i] += n
+	}
+	h.Unknown += other.Unknown
+	h.Max = max(h.Max, other.Max)
+	var carry uint64
+	h.sumLow, carry = bits.Add64(h.sumLow, other.sumLow, 0)
+	h.sumHigh += other.sumHigh + carry
 }
 
 // Add counts one time. It is for tests; a tracer's histograms are the kernel's.

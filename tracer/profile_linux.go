@@ -57,7 +57,10 @@ func (t *Tracer) Profile() (*Profile, error) {
 	if t.profile == nil {
 		return nil, errors.New("read profile: none is kept (Options.Profile is not set)")
 	}
-	p := &Profile{Time: time.Now().UTC(), By: t.profile.By}
+	p := &Profile{Time: time.Now().UTC(), Since: t.began, By: t.profile.By}
+	if t.pins != nil {
+		p.Since = t.pins.dwellSince.UTC()
+	}
 	var (
 		key bpfFinwaitProfileKey
 		raw bpfFinwaitProfileRow

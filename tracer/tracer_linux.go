@@ -52,6 +52,7 @@ type Tracer struct {
 	failed   atomic.Uint64         // runs of those
 	auditor  auditor
 	pins     *pins // nil if nothing is pinned
+	began    time.Time
 
 	links []link.Link
 	ctx   context.Context // done when the goroutines of the tracer are to end
@@ -118,7 +119,7 @@ func start(opts *Options, with tier, k *kernel, p *pins) (*Tracer, error) {
 	if err := t.attach(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
-	t.pins = p
+	t.pins, t.began = p, time.Now().UTC()
 	t.work.Go(t.sweepRegularly)
 	if !opts.CountersOnly {
 		t.work.Go(func() { t.auditor.run(t.ctx, opts.AuditInterval) })
@@ -291,9 +292,11 @@ func (t *Tracer) pending(reader *ring) bool {
 // Counters returns what has been counted so far. Each number is exact; they
 // are not read at one instant, so sockets that move meanwhile may be in one
 // number and not yet in another.
-func (t *Tracer) Counters() (Counters, error) {
+func (t *Tracer) Counters() (Counters, error) { return readCounters(t.coll.Maps["matrix"]) }
+
+func readCounters(matrix *ebpf.Map) (Counters, error) {
 	var perCPU [][numStates][numStates]uint64
-	if err := t.coll.Maps["matrix"].Lookup(uint32(0), &perCPU); err != nil {
+	if err := matrix.Lookup(uint32(0), &perCPU); err != nil {
 		return Counters{}, fmt.Errorf("read counters: %w", err)
 	}
 	var sum Counters
@@ -341,7 +344,7 @@ func (t *Tracer) Ledger() (Ledger, error) {
 	if err := t.coll.Maps["ledger"].Lookup(uint32(0), &perCPU); err != nil {
 		return Ledger{}, fmt.Errorf("read ledger: %w", err)
 	}
-	l := Ledger{Seen: counters.Total(), Decode: t.decode.Load(), SweepFailed: t.failed.Load(), Corrected: t.auditor.corrected.Load()}
+	l := Ledger{Seen: counters.Total() - t.pins.inheritedTotal(), Decode: t.decode.Load(), SweepFailed: t.failed.Load(), Corrected: t.auditor.corrected.Load()}
 	for _, cpu := range perCPU {
 		l.Emitted += cpu.Emitted
 		l.RingFull += cpu.RingFull
