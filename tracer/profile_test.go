@@ -150,3 +150,28 @@ func TestProfileDimensions(t *testing.T) {
 	err = (&Options{Profile: &ProfileOptions{By: numProfileDimensions}}).validate()
 	qt.Assert(t, qt.ErrorMatches(err, "unknown profile dimension 5"))
 }
+
+// The order in which histograms are merged is the same, to the last bit of the sum.
+func TestHistogramMerge(t *testing.T) {
+	var rows []Histogram
+	for i := range 1000 {
+		var h Histogram
+		h.Add(time.Duration(i*7919) + time.Duration(i)*time.Hour)
+		h.Add(math.MaxInt64)
+		h.Unknown = uint64(i)
+		rows = append(rows, h)
+	}
+	merge := func() (all Histogram) {
+		for i := range rows {
+			all.Merge(&rows[i])
+		}
+		return all
+	}
+	all := merge()
+	qt.Check(t, qt.Equals(all.Count(), 2000))
+	qt.Check(t, qt.Equals(all.Unknown, 999*1000/2))
+	qt.Check(t, qt.Equals(all.Max, math.MaxInt64))
+	qt.Check(t, qt.IsTrue(all.sumHigh > 0))
+	slices.Reverse(rows)
+	qt.Check(t, qt.Equals(merge(), all))
+}

@@ -3,7 +3,6 @@ package metrics
 import (
 	"context"
 	"math"
-	"math/big"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -43,7 +42,7 @@ func (c *Collector) collectProfile(_ context.Context, ch chan<- prometheus.Metri
 	}
 	all.collect(ch, dwellDesc)
 	for _, s := range dwellStates {
-		ch <- count(dwellUnknownDesc, all[s].unknown, stateLabel(s))
+		ch <- count(dwellUnknownDesc, all[s].Unknown, stateLabel(s))
 	}
 	if c.service != nil && profile.By == tracer.ProfileByService {
 		c.service.collectDwell(ch, profile)
@@ -52,19 +51,19 @@ func (c *Collector) collectProfile(_ context.Context, ch chan<- prometheus.Metri
 }
 
 // dwells are the times in each state.
-type dwells map[tracer.State]*times
+type dwells map[tracer.State]*tracer.Histogram
 
 func newDwells() dwells {
 	d := dwells{}
 	for _, s := range dwellStates {
-		d[s] = &times{}
+		d[s] = &tracer.Histogram{}
 	}
 	return d
 }
 
 func (d dwells) add(s tracer.State, h *tracer.Histogram) {
 	if t := d[s]; t != nil {
-		t.add(h)
+		t.Merge(h)
 	}
 }
 
@@ -75,27 +74,6 @@ func (d dwells) collect(ch chan<- prometheus.Metric, desc *prometheus.Desc, labe
 	}
 }
 
-// times is the sum of some histograms.
-type times struct {
-	buckets [tracer.NumBuckets]uint64
-	unknown uint64
-	seconds big.Float
-}
-
-// enough bits for the sum of any number of float64 between a nanosecond and the
-// age of the universe to be exact. With those of a float64 it would depend on the
-// order of the rows, and might be less than at the last scrape when there is one
-// more, which Prometheus takes for a restart.
-const exact = 256
-
-func (t *times) add(h *tracer.Histogram) {
-	for i, n := range h.Buckets {
-		t.buckets[i] += n
-	}
-	t.unknown += h.Unknown
-	t.seconds.SetPrec(exact).Add(&t.seconds, big.NewFloat(h.Seconds()))
-}
-
 // dwellMetric has the same times in classic and in native buckets.
 //
 // The kernel's buckets have their lower bound in them and not the upper one, those
@@ -104,7 +82,7 @@ func (t *times) add(h *tracer.Histogram) {
 type dwellMetric struct {
 	desc   *prometheus.Desc
 	labels []*dto.LabelPair
-	times  *times
+	times  *tracer.Histogram
 }
 
 // Desc implements [prometheus.Metric].
@@ -112,7 +90,7 @@ func (m *dwellMetric) Desc() *prometheus.Desc { return m.desc }
 
 // Write implements [prometheus.Metric].
 func (m *dwellMetric) Write(out *dto.Metric) error {
-	seconds, _ := m.times.seconds.Float64()
+	seconds := m.times.Seconds()
 	h := &dto.Histogram{SampleSum: &seconds}
 	m.writeClassic(h)
 	m.writeNative(h)
@@ -122,7 +100,7 @@ func (m *dwellMetric) Write(out *dto.Metric) error {
 
 func (m *dwellMetric) writeClassic(h *dto.Histogram) {
 	var sum uint64
-	for i, n := range m.times.buckets {
+	for i, n := range m.times.Buckets {
 		sum += n
 		if b := bound(i); b >= classicFrom && b <= classicTo && (b-classicFrom)%classicStep == 0 {
 			h.Bucket = append(h.Bucket, &dto.Bucket{CumulativeCount: new(sum), UpperBound: new(math.Ldexp(1, b))})
@@ -136,9 +114,9 @@ func (m *dwellMetric) writeClassic(h *dto.Histogram) {
 func (m *dwellMetric) writeNative(h *dto.Histogram) {
 	h.Schema = new(int32(0))
 	h.ZeroThreshold = new(math.Ldexp(1, bound(0)))
-	h.ZeroCount = new(m.times.buckets[0])
-	first, last := len(m.times.buckets), 0
-	for i, n := range m.times.buckets {
+	h.ZeroCount = new(m.times.Buckets[0])
+	first, last := len(m.times.Buckets), 0
+	for i, n := range m.times.Buckets {
 		if n > 0 && i > 0 {
 			first, last = min(first, i), i
 		}
@@ -148,7 +126,7 @@ func (m *dwellMetric) writeNative(h *dto.Histogram) {
 	}
 	h.PositiveSpan = []*dto.BucketSpan{{Offset: new(int32(bound(first))), Length: new(uint32(last - first + 1))}}
 	before := int64(0)
-	for _, n := range m.times.buckets[first : last+1] {
+	for _, n := range m.times.Buckets[first : last+1] {
 		h.PositiveDelta = append(h.PositiveDelta, int64(n)-before)
 		before = int64(n)
 	}

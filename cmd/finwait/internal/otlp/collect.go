@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
-	"time"
 	"unicode"
 
 	"go.opentelemetry.io/collector/pdata/pcommon"
@@ -17,8 +16,11 @@ import (
 // metricWriter writes metrics. Those that there is a convention for have its
 // names, the others are the same as those of /metrics.
 type metricWriter struct {
-	into       pmetric.MetricSlice
-	start, now pcommon.Timestamp
+	into pmetric.MetricSlice
+	now  pcommon.Timestamp
+	// start is when the process began to count, and since when the counters of the
+	// tracer did, which may have been another's.
+	start, since pcommon.Timestamp
 }
 
 // counted says what a sum is of.
@@ -53,24 +55,27 @@ func (w *metricWriter) metric(c counted) pmetric.Metric {
 	return m
 }
 
-// sum returns a cumulative sum to add points to.
-func (w *metricWriter) sum(c counted, monotonic bool) sum {
+// sum returns a cumulative sum of this process to add points to.
+func (w *metricWriter) sum(c counted, monotonic bool) sum { return w.sumSince(w.start, c, monotonic) }
+
+// sumSince returns one that began at start.
+func (w *metricWriter) sumSince(start pcommon.Timestamp, c counted, monotonic bool) sum {
 	s := w.metric(c).SetEmptySum()
 	s.SetAggregationTemporality(pmetric.AggregationTemporalityCumulative)
 	s.SetIsMonotonic(monotonic)
-	return sum{w, s.DataPoints()}
+	return sum{start, w.now, s.DataPoints()}
 }
 
 type sum struct {
-	w      *metricWriter
-	points pmetric.NumberDataPointSlice
+	start, now pcommon.Timestamp
+	points     pmetric.NumberDataPointSlice
 }
 
 // add adds a point with attributes, which are keys and values in turn.
 func (s sum) add(n uint64, attributes ...string) {
 	p := s.points.AppendEmpty()
-	p.SetStartTimestamp(s.w.start)
-	p.SetTimestamp(s.w.now)
+	p.SetStartTimestamp(s.start)
+	p.SetTimestamp(s.now)
 	p.SetIntValue(int64(n))
 	setPairs(p.Attributes(), attributes)
 }
@@ -113,7 +118,7 @@ func (w *metricWriter) counters(c tracer.Counters, err error) error {
 	if err != nil {
 		return err
 	}
-	s := w.sum(transitionsMetric, true)
+	s := w.sumSince(w.since, transitionsMetric, true)
 	legal := map[tracer.Transition]bool{}
 	add := func(t tracer.Transition, n uint64) {
 		s.add(n, "finwait.old_state", t.Old.String(), "finwait.new_state", t.New.String())
@@ -134,7 +139,7 @@ func (w *metricWriter) endings(e tracer.Endings, err error) error {
 	if err != nil {
 		return err
 	}
-	s := w.sum(endingsMetric, true)
+	s := w.sumSince(w.since, endingsMetric, true)
 	for way, n := range e.All() {
 		s.add(n, "finwait.old_state", way.Old.String(), "finwait.reason", way.Reason.String(), "finwait.side", way.Side.String())
 	}
@@ -146,61 +151,45 @@ func (w *metricWriter) profile(p *tracer.Profile, err error) error {
 	if err != nil {
 		return fmt.Errorf("read profile: %w", err)
 	}
-	states := map[tracer.State]*dwell{}
+	states := map[tracer.State]*tracer.Histogram{}
 	for i := range p.Rows {
 		row := &p.Rows[i]
 		if states[row.Key.State] == nil {
-			states[row.Key.State] = &dwell{}
+			states[row.Key.State] = &tracer.Histogram{}
 		}
-		states[row.Key.State].add(&row.Histogram)
+		states[row.Key.State].Merge(&row.Histogram)
 	}
+	since := pcommon.NewTimestampFromTime(p.Since)
 	m := w.metric(counted{"finwait.dwell", "s", "How long sockets were in a state, counted when they left it."})
 	h := m.SetEmptyExponentialHistogram()
 	h.SetAggregationTemporality(pmetric.AggregationTemporalityCumulative)
-	unknown := w.sum(unknownDwellMetric, true)
+	unknown := w.sumSince(since, unknownDwellMetric, true)
 	for _, s := range tracer.States() {
 		d := states[s]
 		if d == nil {
 			continue
 		}
 		point := h.DataPoints().AppendEmpty()
-		point.SetStartTimestamp(w.start)
+		point.SetStartTimestamp(since)
 		point.SetTimestamp(w.now)
 		point.Attributes().PutStr("finwait.state", s.String())
-		d.write(point)
-		unknown.add(d.unknown, "finwait.state", s.String())
+		writeDwell(point, d)
+		unknown.add(d.Unknown, "finwait.state", s.String())
 	}
 	return nil
-}
-
-// dwell is the sum of some histograms.
-type dwell struct {
-	buckets [tracer.NumBuckets]uint64
-	seconds float64
-	longest time.Duration
-	unknown uint64
-}
-
-func (d *dwell) add(h *tracer.Histogram) {
-	for i, n := range h.Buckets {
-		d.buckets[i] += n
-	}
-	d.seconds += h.Seconds()
-	d.longest = max(d.longest, h.Max)
-	d.unknown += h.Unknown
 }
 
 // bucketOfSecond is the number of the tracer's bucket that begins with a second.
 const bucketOfSecond = 30
 
-// write writes it as an exponential histogram of scale 0, whose buckets have the
+// writeDwell writes it as an exponential histogram of scale 0, whose buckets have the
 // powers of two as their bounds as the tracer's have. Only what is exactly on a
 // bound is counted above it here, where OpenTelemetry has it below; and the
 // first bucket has what is shorter too.
-func (d *dwell) write(point pmetric.ExponentialHistogramDataPoint) {
+func writeDwell(point pmetric.ExponentialHistogramDataPoint, h *tracer.Histogram) {
 	first, last := -1, -1
 	var count uint64
-	for i, n := range d.buckets {
+	for i, n := range h.Buckets {
 		if n == 0 {
 			continue
 		}
@@ -212,13 +201,13 @@ func (d *dwell) write(point pmetric.ExponentialHistogramDataPoint) {
 	}
 	point.SetScale(0)
 	point.SetCount(count)
-	point.SetSum(d.seconds)
+	point.SetSum(h.Seconds())
 	if first < 0 {
 		return
 	}
-	point.SetMax(d.longest.Seconds())
+	point.SetMax(h.Max.Seconds())
 	point.Positive().SetOffset(int32(first - bucketOfSecond))
-	point.Positive().BucketCounts().FromRaw(d.buckets[first : last+1])
+	point.Positive().BucketCounts().FromRaw(h.Buckets[first : last+1])
 }
 
 // ledger has every entry under the name of its field.

@@ -30,9 +30,9 @@ type Source interface {
 type MetricOptions struct {
 	// Version is finwait's own.
 	Version string
-	// Start is when counting began: when the tracer was attached, or the
-	// counters that it goes on with were.
-	Start time.Time
+	// Start is when the process began to count. Since is when the tracer's counters
+	// did: before that, if it goes on with those of another.
+	Start, Since time.Time
 	// Queues are those whose ledgers are told of.
 	Queues []*sink.Queue
 	// Logs is the sink of one of them, if there is one, to tell of its requests.
@@ -128,6 +128,7 @@ func (m *Metrics) collect(ctx context.Context) (pmetric.Metrics, error) {
 	w := &metricWriter{
 		into:  in.Metrics(),
 		start: pcommon.NewTimestampFromTime(m.opts.Start),
+		since: pcommon.NewTimestampFromTime(m.opts.Since),
 		now:   pcommon.NewTimestampFromTime(time.Now()),
 	}
 	err := errors.Join(

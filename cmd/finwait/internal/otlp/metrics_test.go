@@ -160,7 +160,7 @@ func TestCollect(t *testing.T) {
 		Name: "otlp", Room: sink.Counts{Transitions: 5, Conns: 5}, Batch: sink.Counts{Transitions: 10, Conns: 10}, Delay: time.Hour, Log: quiet(),
 	})
 	q.Put(&newWorkload(7, 2).Batch)
-	m := newTestMetrics(t, newSource(), MetricOptions{Version: "v1", Start: start, Queues: []*sink.Queue{q}, Logs: newTestLogs(t)})
+	m := newTestMetrics(t, newSource(), MetricOptions{Version: "v1", Start: start, Since: start, Queues: []*sink.Queue{q}, Logs: newTestLogs(t)})
 	all, err := m.collect(t.Context())
 	qt.Assert(t, qt.IsNil(err))
 	got := points(all)
@@ -294,7 +294,7 @@ func TestCollectorMetrics(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			c := newCollector(t)
 			c.start()
-			m := newTestMetrics(t, newSource(), MetricOptions{Version: "v1", Start: testTime}, way.env(c.grpc, c.http)...)
+			m := newTestMetrics(t, newSource(), MetricOptions{Version: "v1", Start: testTime, Since: testTime}, way.env(c.grpc, c.http)...)
 			qt.Assert(t, qt.IsNil(m.Export(t.Context())))
 			qt.Assert(t, qt.Equals(m.Stats(), Stats{Requests: 1}))
 			c.stop(syscall.SIGTERM)
