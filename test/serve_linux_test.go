@@ -254,13 +254,15 @@ func TestServeReload(t *testing.T) {
 func TestServeCheck(t *testing.T) {
 	dir := agentDir(t)
 	file := filepath.Join(dir, "finwait.yaml")
-	qt.Assert(t, qt.IsNil(os.WriteFile(file, []byte("listen: 127.0.0.1:0\nlog: "+filepath.Join(dir, "log")+"\n"), 0o600)))
+	qt.Assert(t, qt.IsNil(os.WriteFile(file, []byte("listen: 127.0.0.1:0\nlog: "+filepath.Join(dir, "records.log")+"\n"), 0o600)))
 	check := func() result {
 		return finwait(t, "serve", "--config", file, "--state-dir", filepath.Join(dir, "run"), "--check")
 	}
-	res := check()
+	running := serve(t, dir)
+	res := check() // of what that agent holds it takes nothing
 	qt.Check(t, qt.Equals(res.code, 0), qt.Commentf("%s", res.stderr))
 	qt.Check(t, qt.StringContains(res.stdout, "the settings are right, and the agent works here"))
+	running.terminate()
 	for text, says := range map[string]string{
 		"lisen: 127.0.0.1:0\n":            "finwait.yaml:1: ",
 		"sample: 2\n":                     "--sample 2 is not a share",

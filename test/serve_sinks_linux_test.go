@@ -2,6 +2,7 @@ package test
 
 import (
 	"compress/gzip"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
 	"github.com/klauspost/compress/zstd"
@@ -162,9 +164,10 @@ func loggedLines(t testing.TB, path string) (n int) {
 	files, err := filepath.Glob(path + "*")
 	qt.Assert(t, qt.IsNil(err))
 	for _, file := range files {
-		text := unpack(t, file)
-		qt.Check(t, qt.IsTrue(text == "" || strings.HasSuffix(text, "\n")), qt.Commentf("%s", file))
-		n += strings.Count(text, "\n")
+		for line := range strings.Lines(unpack(t, file)) {
+			qt.Assert(t, qt.IsTrue(strings.HasSuffix(line, "}\n") && json.Valid([]byte(line))), qt.Commentf("%s: %q", file, line))
+			n++
+		}
 	}
 	return n
 }
@@ -221,6 +224,27 @@ func TestServeKilled(t *testing.T) {
 	loggedLines(t, a.log)
 }
 
+// awaitNoDrift waits until the gauges that are pinned are, over all network namespaces,
+// those of a tracer that has just counted every socket.
+func awaitNoDrift(t *testing.T, pins string) {
+	t.Helper()
+	fresh, err := tracer.New(&tracer.Options{NoTransitions: true, Evidence: wantedEvidence(t)})
+	qt.Assert(t, qt.IsNil(err))
+	defer fresh.Close()
+	for deadline := time.Now().Add(patience); ; time.Sleep(tracer.SweepInterval) {
+		want, err := fresh.Gauges(t.Context())
+		qt.Assert(t, qt.IsNil(err))
+		got, err := tracer.PinnedGauges(pins)
+		qt.Assert(t, qt.IsNil(err))
+		if got.States() == want.States() {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the gauges have %v, the kernel %v", got.States(), want.States())
+		}
+	}
+}
+
 // TestServeRestarts ends and starts the agent ten times while connections come and
 // go: its gauges are right each time, and its counters never go back.
 func TestServeRestarts(t *testing.T) {
@@ -264,12 +288,7 @@ func TestServeRestarts(t *testing.T) {
 	close(stop)
 	<-stopped
 	a := serve(t, dir, "--pin", "--pin-path", pins)
-	awaitPinned(t, pins, ns)
-	for name, value := range a.metrics() {
-		if strings.HasPrefix(name, "finwait_drift_sockets") {
-			qt.Check(t, qt.Equals(value, 0), qt.Commentf("%s", name))
-		}
-	}
+	awaitNoDrift(t, pins)
 	a.terminate()
 	if t.Failed() {
 		guards.excuse(t)

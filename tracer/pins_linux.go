@@ -79,6 +79,10 @@ func openPins(path string) (*pins, error) {
 	return &pins{dir: dir, since: now, dwellSince: now}, nil
 }
 
+// CheckPinPath returns an error if counters cannot be pinned in that folder
+// (Options.PinPath). It does not look whether another tracer has it.
+func CheckPinPath(path string) error { return onBPFFS(path) }
+
 // onBPFFS returns an error if the folder is not on a BPF file system, or would not
 // be if it were made.
 func onBPFFS(path string) error {

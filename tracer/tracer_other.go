@@ -37,6 +37,9 @@ func (*Tracer) Conns(context.Context) iter.Seq2[*Conn, error] {
 // Inherited returns false.
 func (*Tracer) Inherited() (time.Time, bool) { return time.Time{}, false }
 
+// CheckPinPath is not supported.
+func CheckPinPath(string) error { return ErrNotSupported }
+
 // PinnedGauges is not supported.
 func PinnedGauges(string) (*Gauges, error) { return nil, ErrNotSupported }
 

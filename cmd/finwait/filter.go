@@ -30,9 +30,13 @@ func (f *filterFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringSliceVar(&f.states, "state", nil, "only transitions out of or into these `states`")
 	flags.StringSliceVar(&f.transitions, "transition", nil, "only these `transitions`, such as FIN_WAIT2:TIME_WAIT")
+	f.addSockets(cmd)
+}
+
+// complete has the shell know the words of those of add.
+func (*filterFlags) complete(cmd *cobra.Command) {
 	completeWords(cmd, "state", stateWords())
 	completeWords(cmd, "transition", transitionWords())
-	f.addSockets(cmd)
 }
 
 // addSockets adds the flags that choose sockets, whatever they do.

@@ -61,6 +61,7 @@ Filters run in the kernel. --state chooses the states that are left here.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runProfile(cmd, &flags) },
 	}
 	flags.filter.add(cmd)
+	flags.filter.complete(cmd)
 	f := cmd.Flags()
 	f.Lookup("state").Usage = "only the time in these `states`"
 	f.Lookup("transition").Usage = "only the time that ended with these `transitions`, such as SYN_SENT:ESTABLISHED"

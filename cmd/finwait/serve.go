@@ -93,6 +93,7 @@ privileges that it does not need any more.`,
 		},
 	}
 	flags.add(cmd)
+	flags.complete(cmd)
 	return cmd
 }
 
@@ -129,6 +130,10 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.pinPath, "pin-path", defaultPinPath, "`folder` on a BPF file system for --pin")
 	flags.StringVar(&f.stateDir, "state-dir", defaultStateDir, "`folder` that says who the agent of this host is")
 	flags.BoolVar(&f.keepPrivileges, "keep-privileges", false, "keep the privileges that are not needed any more")
+}
+
+func (f *serveFlags) complete(cmd *cobra.Command) {
+	f.filter.complete(cmd)
 	for name, words := range map[string][]string{
 		"reason": tracer.ReasonNames(), "records": {"transitions", "conns"}, "otlp": {"logs", "metrics"},
 		"evidence": {"probe", "timer"}, "log-compress": logfile.Compressions,
@@ -152,19 +157,30 @@ func runServe(cmd *cobra.Command, flags *serveFlags) error {
 	}
 	cfg.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 	cfg.Open = func(opts *tracer.Options) (*tracer.Tracer, func(), error) { return newTracer(cmd.Context(), opts) }
+	if flags.check {
+		return runCheck(cmd, cfg)
+	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP) // before it is ready: it must not kill
 	defer signal.Stop(hangups)
 	a, err := agent.Start(cmd.Context(), *cfg)
+	if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil {
+		return nil // it was told to end before it was ready
+	}
 	if err != nil {
 		return serveError(err)
 	}
-	if flags.check {
-		fmt.Fprintf(cmd.OutOrStdout(), "the settings are right, and the agent works here, by %s\n", a.Tracer().Evidence())
-		return a.Stop()
-	}
 	s := &server{agent: a, log: cfg.Logger, flags: cmd.Flags(), given: given}
 	return errors.Join(s.run(cmd.Context(), hangups), a.Stop())
+}
+
+func runCheck(cmd *cobra.Command, cfg *agent.Config) error {
+	evidence, err := agent.Check(cmd.Context(), *cfg)
+	if err != nil {
+		return serveError(err)
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "the settings are right, and the agent works here, by %s\n", evidence)
+	return nil
 }
 
 // serveError tells the user's mistakes from all else.

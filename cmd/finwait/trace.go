@@ -47,6 +47,7 @@ on standard error.`,
 		},
 	}
 	filter.add(cmd)
+	filter.complete(cmd)
 	explainReplay(cmd)
 	flags.add(cmd, "transitions")
 	return cmd

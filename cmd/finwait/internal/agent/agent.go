@@ -67,13 +67,16 @@ type Config struct {
 const (
 	// silence is for how long records may wait without one being read.
 	silence = 30 * time.Second
-	// closing is how long sinks have for what they have not sent yet.
+	// closing is how long sinks have for what they have not sent yet, and leaving how
+	// long each of the things has that come after.
 	closing = 10 * time.Second
+	leaving = 3 * time.Second
 )
 
 // Agent is one that runs.
 type Agent struct {
 	cfg     Config
+	began   time.Time
 	log     *slog.Logger
 	lock    *lifecycle.Lock
 	cgroups *tracer.Cgroups // nil knows none
@@ -85,7 +88,7 @@ type Agent struct {
 	web     *web.Server   // nil if there is none
 	metrics *otlp.Metrics // nil if there are none
 
-	alive  *lifecycle.Heartbeat
+	alive  []*lifecycle.Heartbeat // of each feed
 	ready  atomic.Bool
 	failed chan error // has the first thing that the agent cannot go on without
 	ctx    context.Context
@@ -100,12 +103,58 @@ type Agent struct {
 // The error is a [*lifecycle.HeldError] if there is an agent already, and one of
 // the errors of the parts for a mistake of the user.
 func Start(ctx context.Context, cfg Config) (*Agent, error) {
-	a := &Agent{cfg: cfg, log: cfg.Logger, alive: lifecycle.NewHeartbeat(silence), failed: make(chan error, 1)}
+	a := &Agent{cfg: cfg, log: cfg.Logger, began: time.Now(), failed: make(chan error, 1)}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	if err := a.start(ctx); err != nil {
 		return nil, errors.Join(err, a.Stop())
 	}
 	return a, nil
+}
+
+// Check loads and attaches what an agent would, opens nothing that another may hold,
+// and returns what it is that shows TIME_WAIT here.
+func Check(ctx context.Context, cfg Config) (tracer.Evidence, error) {
+	if err := cfg.checkParts(); err != nil {
+		return 0, err
+	}
+	opts := cfg.tracerOptions()
+	opts.PinPath = ""
+	t, done, err := cfg.Open(opts)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	_, err = t.Gauges(ctx)
+	return t.Evidence(), err
+}
+
+// checkParts returns what is wrong with all but the tracer.
+func (c *Config) checkParts() error {
+	if c.PinPath != "" {
+		if err := tracer.CheckPinPath(c.PinPath); err != nil {
+			return err
+		}
+	}
+	if c.Log != nil {
+		if err := c.Log.CheckPlace(); err != nil {
+			return err
+		}
+	}
+	if c.OTLPLogs {
+		logs, err := otlp.NewLogs(c.OTLP, otlp.LogOptions{})
+		if err != nil {
+			return err
+		}
+		defer logs.Close()
+	}
+	if c.OTLPMetrics {
+		m, err := otlp.NewMetrics(c.OTLP, nil, otlp.MetricOptions{Log: c.Logger})
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+	}
+	return nil
 }
 
 func (a *Agent) start(ctx context.Context) (err error) {
@@ -134,7 +183,7 @@ func (a *Agent) start(ctx context.Context) (err error) {
 	keepSmall()
 	a.ready.Store(true)
 	a.announce()
-	a.work.Go(func() { lifecycle.Watch(a.ctx, a.log, a.alive.Check) })
+	a.work.Go(func() { lifecycle.Watch(a.ctx, a.log, a.isAlive) })
 	return nil
 }
 
@@ -208,9 +257,6 @@ func (a *Agent) fail(err error) {
 // Failed yields the error that the agent cannot go on with, if one comes.
 func (a *Agent) Failed() <-chan error { return a.failed }
 
-// Tracer returns the agent's tracer.
-func (a *Agent) Tracer() *tracer.Tracer { return a.tracer }
-
 // Reload opens the log anew, if another file, or none, is in its place, and calls
 // reload for all else. If that has an error, it stays as it was.
 func (a *Agent) Reload(reload func() error) {
@@ -232,7 +278,8 @@ func (a *Agent) SetFilter(filter tracer.Filter, conns *tracer.ConnOptions) error
 }
 
 // Stop ends the agent: what has been traced is kept by the sinks still, as far as
-// they do not take too long. It may be called once.
+// they do not take too long. It may be called once. What cannot be delivered is no
+// error, for it is counted and logged.
 func (a *Agent) Stop() error {
 	a.tell(lifecycle.Stopping("keeping what has been traced"))
 	var errs []error
@@ -240,15 +287,11 @@ func (a *Agent) Stop() error {
 		errs = append(errs, a.tracer.Detach())
 	}
 	a.feeds.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), closing)
-	defer cancel()
-	errs = append(errs, a.closeSinks(ctx))
+	a.closeSinks()
 	a.cancel()
-	if a.web != nil {
-		errs = append(errs, a.web.Shutdown(ctx))
-	}
+	a.shutdownWeb()
 	a.work.Wait()
-	errs = append(errs, a.exportLast(ctx))
+	a.exportLast()
 	if a.tracer != nil {
 		a.logLedger()
 		a.close()
@@ -258,4 +301,16 @@ func (a *Agent) Stop() error {
 		errs = append(errs, a.lock.Release())
 	}
 	return errors.Join(errs...)
+}
+
+// within returns a context that is done after d.
+func within(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), d)
+}
+
+// complain logs an error that the agent can end with.
+func (a *Agent) complain(what string, err error) {
+	if err != nil {
+		a.log.Error(what, "error", err)
+	}
 }

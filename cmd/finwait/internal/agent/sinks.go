@@ -67,21 +67,21 @@ func (a *Agent) openOTLP() (err error) {
 	return nil
 }
 
-// closeSinks has the queues send what waits. A sink that failed has said so.
-func (a *Agent) closeSinks(ctx context.Context) error {
+// closeSinks has the queues send what waits.
+func (a *Agent) closeSinks() {
+	ctx, cancel := within(closing)
+	defer cancel()
 	var closing sync.WaitGroup
-	errs := make([]error, len(a.queues))
-	for i, q := range a.queues {
-		closing.Go(func() { errs[i] = q.Close(ctx) })
+	for _, q := range a.queues {
+		closing.Go(func() { a.complain("the sink "+q.Name()+" does not close", q.Close(ctx)) })
 	}
 	closing.Wait()
-	return errors.Join(errs...)
 }
 
 // serve answers for what the tracer has counted, by HTTP and by OTLP.
 func (a *Agent) serve(ctx context.Context) (err error) {
 	if a.cfg.OTLPMetrics {
-		opts := otlp.MetricOptions{Version: a.cfg.Version, Start: a.countingSince(), Queues: a.queues, Logs: a.otlp, Log: a.log}
+		opts := otlp.MetricOptions{Version: a.cfg.Version, Start: a.began, Since: a.countingSince(), Queues: a.queues, Logs: a.otlp, Log: a.log}
 		if a.metrics, err = otlp.NewMetrics(a.cfg.OTLP, a.tracer, opts); err != nil {
 			return err
 		}
@@ -92,7 +92,7 @@ func (a *Agent) serve(ctx context.Context) (err error) {
 	}
 	a.web, err = web.Listen(ctx, web.Options{
 		Addresses: a.cfg.Addresses, ConfigFile: a.cfg.WebConfig, Gatherer: a.registry(),
-		Alive: a.alive.Check, Ready: a.isReady, Log: a.log,
+		Alive: a.isAlive, Ready: a.isReady, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -110,7 +110,7 @@ func (a *Agent) countingSince() time.Time {
 	if since, inherited := a.tracer.Inherited(); inherited {
 		return since
 	}
-	return time.Now()
+	return a.began
 }
 
 var errNotReady = errors.New("the sockets that were there are still being counted")
@@ -122,13 +122,25 @@ func (a *Agent) isReady() error {
 	return nil
 }
 
+// shutdownWeb has the requests answered that are there.
+func (a *Agent) shutdownWeb() {
+	if a.web == nil {
+		return
+	}
+	ctx, cancel := within(leaving)
+	defer cancel()
+	a.complain("requests are cut off", a.web.Shutdown(ctx))
+}
+
 // exportLast sends metrics for the last time: what has happened since the time
 // before is in no other.
-func (a *Agent) exportLast(ctx context.Context) error {
+func (a *Agent) exportLast() {
 	if a.metrics == nil {
-		return nil
+		return
 	}
-	return errors.Join(a.metrics.Export(ctx), a.metrics.Close())
+	ctx, cancel := within(leaving)
+	defer cancel()
+	a.complain("the last metrics are not sent", errors.Join(a.metrics.Export(ctx), a.metrics.Close()))
 }
 
 // logLedger says what became of everything.

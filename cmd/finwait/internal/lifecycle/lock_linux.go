@@ -31,7 +31,7 @@ type Lock struct {
 // have the same directory. The error is a [*HeldError] if another is.
 func Acquire(stateDir, version string) (*Lock, error) {
 	if err := os.MkdirAll(stateDir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the state directory: %w", err)
+		return nil, fmt.Errorf("make the state directory: %w (--state-dir names another)", err)
 	}
 	file, err := lock(filepath.Join(stateDir, lockFile))
 	if errors.Is(err, unix.EAGAIN) {
@@ -39,7 +39,7 @@ func Acquire(stateDir, version string) (*Lock, error) {
 		return nil, &HeldError{stateDir, holder}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock the state directory: %w", err)
+		return nil, fmt.Errorf("lock the state directory: %w (--state-dir names another)", err)
 	}
 	l := &Lock{stateDir, file}
 	if err := l.sign(version); err != nil {

@@ -229,14 +229,14 @@ func TestOpenOnFullDisk(t *testing.T) {
 	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(dir, "filler0"))))
 	eventually(t, "the log is opened", func() bool { kept, err = l.Send(t.Context(), newBatch(23, 23, 0)); return err == nil })
 	checkNumbers(t, numbers(t, readLog(t, path)), upTo(23, 46))
-	qt.Assert(t, qt.IsNil(l.Close()))
 
 	remount := func(flags uintptr) { qt.Assert(t, qt.IsNil(unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""))) }
+	qt.Assert(t, qt.IsNil(l.Close()))
 	remount(unix.MS_RDONLY)
-	l = mustOpen(t, Options{Path: path})
-	_, err = l.Send(t.Context(), newBatch(46, 23, 0))
-	qt.Check(t, qt.ErrorIs(err, unix.EROFS))
+	_, err = Open(Options{Path: filepath.Join(dir, "another.log")})
+	qt.Check(t, qt.ErrorIs(err, unix.EROFS), qt.Commentf("a mistake, such as a folder that the service may not write to"))
 	remount(0)
+	l = mustOpen(t, Options{Path: path})
 	eventually(t, "the log is opened", func() bool { kept, err = l.Send(t.Context(), newBatch(46, 23, 0)); return err == nil })
 	checkNumbers(t, numbers(t, readLog(t, path)), upTo(23, 69))
 }

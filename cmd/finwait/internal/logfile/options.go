@@ -3,6 +3,8 @@ package logfile
 import (
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/output"
@@ -85,6 +87,22 @@ func (s Sync) String() string {
 func (o Options) Check() error {
 	_, err := o.validate()
 	return err
+}
+
+// CheckPlace returns an error if there is no folder for the file.
+func (o Options) CheckPlace() error {
+	if o.Path == "-" || o.Path == "/dev/stdout" {
+		return nil
+	}
+	dir := filepath.Dir(o.Path)
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		err = fmt.Errorf("%s is not a folder", dir)
+	}
+	if err != nil {
+		return fmt.Errorf("log to %s: %w", o.Path, err)
+	}
+	return nil
 }
 
 // validate returns the options with MaxSize as it must be for MaxTotal.

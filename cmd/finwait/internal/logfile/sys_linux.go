@@ -78,7 +78,7 @@ func isFull(err error) bool {
 // All others are mistakes of whoever has chosen the file.
 func isPassing(err error) bool {
 	for _, passing := range []error{
-		unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS, unix.ESTALE, unix.ETIMEDOUT, unix.EINTR,
+		unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.ESTALE, unix.ETIMEDOUT, unix.EINTR,
 		unix.ENXIO, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EHOSTDOWN, unix.EHOSTUNREACH,
 	} {
 		if errors.Is(err, passing) {

@@ -155,7 +155,7 @@ func TestParseCgroup(t *testing.T) {
 		"0::/system.slice/ssh.service\n":        "/system.slice/ssh.service",
 		"12:cpu:/v1\n1:name=x:/y\n0::/v2/a b\n": "/v2/a b",
 		"0::/gone (deleted)\n":                  "/gone",
-		"0::/../outside\n":                      "/../outside",
+		"0::/../../kubepods/pod1\n":             "/kubepods/pod1",
 		"12:cpu:/v1\n":                          "",
 		"0::\n":                                 "",
 		"":                                      "",

@@ -113,12 +113,22 @@ func cgroupOf(pid uint32) string {
 	return parseCgroup(text)
 }
 
+// outOf returns a path without what leads out of the cgroup namespace of this process,
+// which is how the kernel shows cgroups that are not below its root: what stands before
+// the rest there is not known.
+func outOf(path string) string {
+	for strings.HasPrefix(path, "/../") {
+		path = path[len("/.."):]
+	}
+	return path
+}
+
 // parseCgroup returns the path of the version 2 cgroup in what /proc/PID/cgroup
 // says, or "". The kernel lets no newline into the name of a cgroup.
 func parseCgroup(text []byte) string {
 	for line := range bytes.Lines(text) {
 		if path, ok := bytes.CutPrefix(bytes.TrimSuffix(line, []byte("\n")), []byte("0::")); ok && bytes.HasPrefix(path, []byte("/")) {
-			return string(bytes.TrimSuffix(path, []byte(" (deleted)")))
+			return outOf(string(bytes.TrimSuffix(path, []byte(" (deleted)"))))
 		}
 	}
 	return ""

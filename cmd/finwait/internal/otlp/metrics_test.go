@@ -57,6 +57,7 @@ func newSource() *source {
 	s.audit = tracer.Audit{Time: testTime, Differences: []tracer.Difference{
 		{Netns: 1, State: tracer.StateEstablished, Gauge: 4, Kernel: 6}, {Netns: 2, State: tracer.StateEstablished, Gauge: 9, Kernel: 8},
 	}}
+	s.profile.Since = testTime.Add(-time.Hour)
 	s.profile.Rows = make([]tracer.ProfileRow, 3)
 	for i := range s.profile.Rows {
 		s.profile.Rows[i].Key = tracer.ProfileKey{State: tracer.StateTimeWait, Value: uint64(i)}

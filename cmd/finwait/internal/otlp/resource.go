@@ -67,7 +67,7 @@ func (c *Config) resource(h host, version string, lookup func(string) (string, b
 	}
 	add("service.name", "finwait")
 	add("service.version", version)
-	add("host.name", h.name)
+	add("host.name", nodeOr(h.name, lookup))
 	add("host.id", h.machineID)
 	add("host.arch", arch)
 	add("os.type", runtime.GOOS)
@@ -96,6 +96,22 @@ func (c *Config) resource(h host, version string, lookup func(string) (string, b
 	}
 	add("service.instance.id", instanceID(h.machineID, node, h.name))
 	return all
+}
+
+// nodeOr returns the name of the node, if it is known: in a pod the host's own name is
+// the pod's.
+func nodeOr(name string, lookup func(string) (string, bool)) string {
+	for _, k := range fromKubernetes {
+		if k.key != "k8s.node.name" {
+			continue
+		}
+		for _, variable := range k.variables {
+			if node, _ := lookup(variable); node != "" {
+				return node
+			}
+		}
+	}
+	return name
 }
 
 // instanceID returns a UUID of the first of those that is known. There is one

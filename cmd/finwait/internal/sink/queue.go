@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -38,6 +39,8 @@ type Queue struct {
 	waiting Counts
 	closing bool
 	ledger  Ledger
+
+	abandoned bool // the ledger is complete, whatever Send says
 
 	failing uint64 // records lost since the sink last worked; of the sending goroutine
 }
@@ -133,6 +136,9 @@ func (q *Queue) take() *Batch {
 func (q *Queue) settle(chunk *Batch, kept Counts) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.abandoned {
+		return
+	}
 	q.ledger.Kept.add(kept)
 	q.ledger.Failed.add(chunk.Counts().sub(kept))
 	if len(q.spares) < maxSpares {
@@ -168,17 +174,40 @@ func (q *Queue) Ledger() Ledger {
 	return q.ledger
 }
 
+// hangs is how long after its context is done a Send may take to return. One that
+// does not is given up, since a write to a file waits for as long as the file does.
+const hangs = time.Second
+
 // Close sends what waits, until ctx is done, counts what is left as lost, and
-// closes the sink.
+// closes the sink, unless that hangs.
 func (q *Queue) Close(ctx context.Context) error {
 	q.mu.Lock()
 	q.closing = true
 	q.mu.Unlock()
 	q.notify()
 	defer context.AfterFunc(ctx, q.stop)()
-	<-q.done
-	q.stop()
-	return q.sink.Close()
+	select {
+	case <-q.done:
+		q.stop()
+		return q.sink.Close()
+	case <-ctx.Done():
+	}
+	select {
+	case <-q.done:
+		return q.sink.Close()
+	case <-time.After(hangs):
+		return q.abandon()
+	}
+}
+
+// abandon counts as lost what a sink has that hangs, and what waits for it.
+func (q *Queue) abandon() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	lost := q.ledger.Put.sub(q.ledger.Kept).sub(q.ledger.QueueFull).sub(q.ledger.Failed)
+	q.ledger.Failed.add(lost)
+	q.abandoned = true
+	return fmt.Errorf("it hangs, with %d records", lost.Total())
 }
 
 // run sends until the queue is closed and empty.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-quicktest/qt"
@@ -148,6 +149,32 @@ func TestQueueCloseHanging(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(q.Close(ctx), "closed"))
 	qt.Check(t, qt.Equals(q.Ledger(), Ledger{Put: Counts{20, 0}, Failed: Counts{20, 0}}))
 }
+
+// A sink that does not even look at its context is given up, and what it has is lost.
+func TestQueueCloseForever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &stubborn{make(chan struct{})}
+		q := Start(k, testOptions())
+		q.Put(transitions(0, 20))
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		qt.Check(t, qt.ErrorMatches(q.Close(ctx), "it hangs, with 20 records"))
+		qt.Check(t, qt.Equals(q.Ledger(), Ledger{Put: Counts{20, 0}, Failed: Counts{20, 0}}))
+		close(k.hung)
+		synctest.Wait()
+		qt.Check(t, qt.Equals(q.Ledger(), Ledger{Put: Counts{20, 0}, Failed: Counts{20, 0}}))
+	})
+}
+
+// stubborn is a sink whose Send waits for hung alone.
+type stubborn struct{ hung chan struct{} }
+
+func (s *stubborn) Send(_ context.Context, b *Batch) (Counts, error) {
+	<-s.hung
+	return b.Counts(), nil
+}
+
+func (*stubborn) Close() error { return nil }
 
 // Records wait for others, but not for longer than they should.
 func TestQueueDelay(t *testing.T) {
