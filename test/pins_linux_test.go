@@ -18,7 +18,7 @@ import (
 )
 
 // bpffs mounts a BPF file system for the test.
-func bpffs(t *testing.T) string {
+func bpffs(t testing.TB) string {
 	t.Helper()
 	netns.RequireRoot(t)
 	dir := t.TempDir()
@@ -27,7 +27,7 @@ func bpffs(t *testing.T) string {
 	return filepath.Join(dir, "finwait")
 }
 
-func pinnedTracer(t *testing.T, path string) *tracer.Tracer {
+func pinnedTracer(t testing.TB, path string) *tracer.Tracer {
 	t.Helper()
 	tr, err := tracer.New(&tracer.Options{
 		PinPath: path, NoTransitions: true, Evidence: wantedEvidence(t), Profile: &tracer.ProfileOptions{By: tracer.ProfileByState},
@@ -262,4 +262,15 @@ func TestSetFilter(t *testing.T) {
 		}
 	}
 	qt.Check(t, qt.Equals(count+unknown, left))
+}
+
+// BenchmarkPinnedGauges reads what finwait count reads where an agent runs.
+func BenchmarkPinnedGauges(b *testing.B) {
+	path := bpffs(b)
+	defer pinnedTracer(b, path).Close()
+	for b.Loop() {
+		if _, err := tracer.PinnedGauges(path); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

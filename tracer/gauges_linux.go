@@ -123,21 +123,32 @@ func (t *Tracer) gaugeRows() (map[uint64]*gaugeRow, error) {
 	return readGaugeRows(t.coll.Maps["gauges"])
 }
 
+// gaugeBatch is how many rows are read at a time, into a few pages.
+const gaugeBatch = 64
+
 func readGaugeRows(m *ebpf.Map) (map[uint64]*gaugeRow, error) {
-	rows := map[uint64]*gaugeRow{}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("read gauges: %w", err)
+	}
 	var (
-		cookie uint64
-		perCPU []bpfFinwaitGauge
+		rows   = map[uint64]*gaugeRow{}
+		cursor ebpf.MapBatchCursor
+		keys   = make([]uint64, gaugeBatch)
+		values = make([]bpfFinwaitGauge, gaugeBatch*cpus)
 	)
-	all := m.Iterate()
-	for all.Next(&cookie, &perCPU) {
-		rows[cookie] = sumGauges(perCPU)
+	for err == nil {
+		var n int
+		n, err = m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			rows[keys[i]] = sumGauges(values[i*cpus : (i+1)*cpus])
+		}
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) { // which says that these were all
+		return nil, fmt.Errorf("read gauges: %w", err)
 	}
 	if others := rows[0]; others != nil {
 		others.netns = 0
-	}
-	if err := all.Err(); err != nil {
-		return nil, fmt.Errorf("read gauges: %w", err)
 	}
 	return rows, nil
 }
