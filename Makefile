@@ -62,7 +62,7 @@ lint: ## Check formatting, vet, other systems, linters, shell scripts
 	GOOS=linux GOARCH=s390x go build ./...
 	GOOS=linux GOARCH=arm64 go vet ./...
 	$(GOLANGCI) run
-	shellcheck .ci/run test/all.sh test/install.sh
+	shellcheck .ci/run test/all.sh test/install.sh test/collector/build.sh
 	shellcheck -xa test/vm/run.sh test/vm/init test/vm/checks/* test/deploy/systemd.sh
 	shellcheck test/deploy/install.sh test/deploy/systemd/check deploy/packages/build.sh deploy/packages/deb/* deploy/packages/rpm/*
 

@@ -1,55 +1,59 @@
-// Command collector is the OpenTelemetry Collector with the few components that
-// the tests need. It is a module of its own, so that finwait has none of what the
-// collector needs, and is built by the tests that use it.
+// Command collector is an OpenTelemetry Collector for tests: a real one takes what
+// the agent sends over OTLP, and validates the configuration of deploy/otelcol. It
+// has the components that these name, and little more; releases for use have all of
+// them, as the contrib distribution. It is a module of its own, so that finwait has
+// none of what the Collector needs. build.sh builds it.
 //
-// go mod tidy does not work here, for want of a module of the file exporter's tests:
-// take another version by go get, of all that has that version.
+// Take another release by go get, of all modules that have that version at once.
 package main
 
 import (
-	"context"
-	"log"
+	"fmt"
+	"os"
 
+	"github.com/open-telemetry/opentelemetry-collector-contrib/exporter/clickhouseexporter"
 	"github.com/open-telemetry/opentelemetry-collector-contrib/exporter/fileexporter"
+	"github.com/open-telemetry/opentelemetry-collector-contrib/exporter/kafkaexporter"
+	"github.com/open-telemetry/opentelemetry-collector-contrib/extension/healthcheckextension"
+	"github.com/open-telemetry/opentelemetry-collector-contrib/extension/storage/filestorage"
 	"go.opentelemetry.io/collector/component"
 	"go.opentelemetry.io/collector/confmap"
 	"go.opentelemetry.io/collector/confmap/provider/envprovider"
 	"go.opentelemetry.io/collector/confmap/provider/fileprovider"
-	"go.opentelemetry.io/collector/confmap/provider/yamlprovider"
 	"go.opentelemetry.io/collector/exporter"
+	"go.opentelemetry.io/collector/exporter/debugexporter"
 	"go.opentelemetry.io/collector/exporter/otlpexporter"
 	"go.opentelemetry.io/collector/exporter/otlphttpexporter"
+	"go.opentelemetry.io/collector/extension"
 	"go.opentelemetry.io/collector/otelcol"
 	"go.opentelemetry.io/collector/processor"
 	"go.opentelemetry.io/collector/processor/batchprocessor"
 	"go.opentelemetry.io/collector/processor/memorylimiterprocessor"
 	"go.opentelemetry.io/collector/receiver"
 	"go.opentelemetry.io/collector/receiver/otlpreceiver"
-	"go.opentelemetry.io/collector/service/telemetry"
-	"go.uber.org/zap"
+	"go.opentelemetry.io/collector/service/telemetry/otelconftelemetry"
 )
 
 func main() {
 	command := otelcol.NewCommand(otelcol.CollectorSettings{
-		BuildInfo: component.BuildInfo{Command: "collector", Description: "OpenTelemetry Collector for tests", Version: "0.162.0"},
+		BuildInfo: component.BuildInfo{Command: "collector", Description: "OpenTelemetry Collector for tests", Version: "test"},
 		Factories: factories,
 		ConfigProviderSettings: otelcol.ConfigProviderSettings{ResolverSettings: confmap.ResolverSettings{
-			ProviderFactories: []confmap.ProviderFactory{
-				envprovider.NewFactory(), fileprovider.NewFactory(), yamlprovider.NewFactory(),
-			},
+			ProviderFactories: []confmap.ProviderFactory{envprovider.NewFactory(), fileprovider.NewFactory()},
+			DefaultScheme:     "env",
 		}},
 	})
 	if err := command.Execute(); err != nil {
-		log.Fatal(err)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 }
 
-func factories() (otelcol.Factories, error) {
-	f := otelcol.Factories{Telemetry: telemetry.NewFactory(
-		func() component.Config { return &struct{}{} },
-		telemetry.WithCreateLogger(newLogger),
-	)}
-	var err error
+func factories() (f otelcol.Factories, err error) {
+	f.Telemetry = otelconftelemetry.NewFactory()
+	if f.Extensions, err = otelcol.MakeFactoryMap[extension.Factory](filestorage.NewFactory(), healthcheckextension.NewFactory()); err != nil {
+		return f, err
+	}
 	if f.Receivers, err = otelcol.MakeFactoryMap[receiver.Factory](otlpreceiver.NewFactory()); err != nil {
 		return f, err
 	}
@@ -57,16 +61,8 @@ func factories() (otelcol.Factories, error) {
 		return f, err
 	}
 	f.Exporters, err = otelcol.MakeFactoryMap[exporter.Factory](
-		fileexporter.NewFactory(), otlpexporter.NewFactory(), otlphttpexporter.NewFactory(),
+		clickhouseexporter.NewFactory(), debugexporter.NewFactory(), fileexporter.NewFactory(),
+		kafkaexporter.NewFactory(), otlpexporter.NewFactory(), otlphttpexporter.NewFactory(),
 	)
 	return f, err
-}
-
-// newLogger is all of the collector's own telemetry: the usual one is a third of
-// what has to be compiled.
-func newLogger(context.Context, telemetry.LoggerSettings, component.Config) (*zap.Logger, component.ShutdownFunc, error) {
-	config := zap.NewProductionConfig()
-	config.Level.SetLevel(zap.WarnLevel)
-	logger, err := config.Build()
-	return logger, nil, err
 }

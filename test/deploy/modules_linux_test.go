@@ -1,11 +1,11 @@
 package deploy
 
 import (
-	"crypto/sha256"
-	"fmt"
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -18,7 +18,7 @@ func TestKubernetes(t *testing.T) {
 }
 
 // TestCollector has a Collector with the exporters that deploy/otelcol names read
-// the configuration. It takes minutes to build, once: it is kept.
+// the configuration.
 func TestCollector(t *testing.T) {
 	inSource(t)
 	collector := buildCollector(t)
@@ -32,29 +32,23 @@ func TestCollector(t *testing.T) {
 	qt.Check(t, qt.IsNotNil(exec.Command(collector, "validate", "--config", wrong).Run()))
 }
 
-// buildCollector returns the path of the Collector in the cache. Where it is not
-// there, and not everything has to be, the test is skipped.
+// buildCollector returns the path of the Collector. Where it has not been built, and
+// not everything has to be there, the test is skipped.
 func buildCollector(t *testing.T) string {
 	t.Helper()
-	module := filepath.Join(root, "test/deploy/otelcol")
-	h := sha256.New()
-	for _, file := range []string{"main.go", "go.mod", "go.sum"} {
-		text, err := os.ReadFile(filepath.Join(module, file))
-		qt.Assert(t, qt.IsNil(err))
-		h.Write(text)
-	}
-	cache, err := os.UserCacheDir()
-	qt.Assert(t, qt.IsNil(err))
-	file := filepath.Join(cache, "finwait", "otelcol", fmt.Sprintf("%x", h.Sum(nil)[:8]))
-	if _, err := os.Stat(file); err == nil {
-		return file
-	}
+	build := exec.Command(filepath.Join(root, "test/collector/build.sh"))
 	if os.Getenv("CI_PRIVILEGED") != "1" {
-		t.Skip("the Collector takes minutes to build: CI_PRIVILEGED=1 has it built")
+		build.Args = append(build.Args, "--have")
 	}
-	qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Dir(file), 0o755)))
-	part := fmt.Sprintf("%s.%d", file, os.Getpid())
-	inRepository(t, nil, "go", "-C", "test/deploy/otelcol", "build", "-ldflags=-s", "-o", part, ".")
-	qt.Assert(t, qt.IsNil(os.Rename(part, file)))
-	return file
+	var said bytes.Buffer
+	build.Stderr = &said
+	path, err := build.Output()
+	if err == nil {
+		return strings.TrimSpace(string(path))
+	}
+	if os.Getenv("CI_PRIVILEGED") == "1" {
+		t.Fatalf("%s: %v\n%s", build, err, &said)
+	}
+	t.Skip(strings.TrimSpace(said.String()))
+	return ""
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,40 +38,20 @@ func eventually(t *testing.T, what string, so func() bool) {
 	}
 }
 
-// collectorBinary builds test/collector, once for all time: it takes a minute or
-// two, and is kept in the user's cache.
+// collectorBinary is the path of test/collector's binary. It takes minutes to build,
+// once, so it is built only where every test has to run.
 var collectorBinary = sync.OnceValues(func() (string, error) {
-	source, err := filepath.Abs("../../../../test/collector")
+	build := exec.Command("../../../../test/collector/build.sh")
+	if os.Getenv("CI_PRIVILEGED") != "1" {
+		build.Args = append(build.Args, "--have")
+	}
+	var said bytes.Buffer
+	build.Stderr = &said
+	path, err := build.Output()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%s: %w\n%s", build, err, bytes.TrimSpace(said.Bytes()))
 	}
-	sum := sha256.New()
-	for _, name := range []string{"main.go", "go.mod", "go.sum"} {
-		content, err := os.ReadFile(filepath.Join(source, name))
-		if err != nil {
-			return "", err
-		}
-		sum.Write(content)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
-	}
-	binary := filepath.Join(cache, "finwait", fmt.Sprintf("collector-%x", sum.Sum(nil)[:8]))
-	if _, err := os.Stat(binary); err == nil {
-		return binary, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(binary), 0o755); err != nil {
-		return "", err
-	}
-	unfinished := fmt.Sprintf("%s.%d", binary, os.Getpid())
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", unfinished, ".")
-	build.Dir = source
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build %s: %w\n%s", source, err, out)
-	}
-	return binary, os.Rename(unfinished, binary)
+	return strings.TrimSpace(string(path)), nil
 })
 
 // A collector is a real OpenTelemetry Collector on ports of its own.
@@ -86,11 +66,9 @@ type collector struct {
 	output     *bytes.Buffer
 }
 
-// newCollector returns one that does not run yet.
+// newCollector returns one that does not run yet. Where there is none, and not every
+// test has to run, the test is skipped.
 func newCollector(t *testing.T) *collector {
-	if testing.Short() {
-		t.Skip("the collector takes long to build")
-	}
 	if _, err := collectorBinary(); err != nil {
 		if os.Getenv("CI_PRIVILEGED") == "1" {
 			t.Fatal(err)
@@ -126,6 +104,8 @@ exporters:
   file/logs: {path: %q, flush_interval: %s}
   file/metrics: {path: %q, flush_interval: 1h}
 service:
+  # Without metrics it takes no port for its own, which all would share.
+  telemetry: {logs: {level: warn}, metrics: {level: none}}
   pipelines:
     logs: {receivers: [otlp], processors: %s, exporters: [file/logs]}
     metrics: {receivers: [otlp], processors: %[6]s, exporters: [file/metrics]}
