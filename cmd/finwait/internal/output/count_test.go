@@ -87,14 +87,14 @@ func TestCensusTableOneNamespace(t *testing.T) {
 
 func TestCensusJSON(t *testing.T) {
 	const (
-		head = `{"time":"2026-11-22T10:00:00.000000007Z","netns_count":2,"netns_missed":0,"states":{"ESTABLISHED":14,` +
+		head = `{"time":"2026-11-22T10:00:00.000000007Z","source":"kernel","netns_count":2,"netns_missed":0,"states":{"ESTABLISHED":14,` +
 			`"SYN_SENT":0,"SYN_RECV":0,"FIN_WAIT1":0,"FIN_WAIT2":0,"TIME_WAIT":30000,"CLOSE":0,"CLOSE_WAIT":0,` +
 			`"LAST_ACK":0,"LISTEN":1,"CLOSING":0}`
 		some = `"states":{"ESTABLISHED":7,"TIME_WAIT":30000}`
 		few  = `"states":{"ESTABLISHED":7,"LISTEN":1}`
 	)
 	want := map[string]string{
-		"empty": `{"time":"2026-11-22T10:00:00.000000007Z","netns_count":2,"netns_missed":1,"states":{"ESTABLISHED":0,` +
+		"empty": `{"time":"2026-11-22T10:00:00.000000007Z","source":"kernel","netns_count":2,"netns_missed":1,"states":{"ESTABLISHED":0,` +
 			`"SYN_SENT":0,"SYN_RECV":0,"FIN_WAIT1":0,"FIN_WAIT2":0,"TIME_WAIT":0,"CLOSE":0,"CLOSE_WAIT":0,` +
 			`"LAST_ACK":0,"LISTEN":0,"CLOSING":0}}`,
 		"nothing": head + `}`,
