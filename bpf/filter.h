@@ -7,8 +7,8 @@
 #define FINWAIT_FILTER_H
 
 /*
- * The filter in use is the one that filter_now says. Go writes the other and
- * then moves that, so that nobody sees half of each.
+ * The filter in use is the one that filter_now says. Go writes the other and then
+ * moves that, so that nobody sees one that is half written.
  */
 struct finwait_filter filters[2];
 __u32 filter_now;
@@ -150,17 +150,24 @@ static __always_inline bool filter_transitions(__u32 old, __u32 new)
 	return old < NUM_STATES && the_filter()->transition[old] >> (new & 15) & 1;
 }
 
+/* Are there connections of which nothing is told? */
+static __always_inline bool filter_samples(void)
+{
+	return the_filter()->sample_below < 1ULL << 32;
+}
+
 /*
  * Is the connection one of the sample? All that is told of it has the same
  * cookie, so that it is told whole or not at all. Without a cookie it has never
- * been more than half-open, and its addresses are as good.
+ * been more than half-open (or had no room in requests), and its addresses are as
+ * good.
  */
 static __always_inline bool filter_sample(__u64 cookie, const struct finwait_tuple *t)
 {
 	const __u32 *laddr = (const __u32 *)t->laddr, *raddr = (const __u32 *)t->raddr;
 
 	if (!cookie)
-		cookie = (__u64)(laddr[3] ^ raddr[3]) << 32 | t->lport << 16 | t->rport;
+		cookie = (__u64)(laddr[3] ^ raddr[3]) << 32 | (__u32)t->lport << 16 | t->rport;
 	/* Cookies follow each other; by the golden ratio they spread evenly. */
 	return (cookie * 0x9e3779b97f4a7c15ULL) >> 32 < the_filter()->sample_below;
 }

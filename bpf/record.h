@@ -56,8 +56,13 @@ static __always_inline void walk_enter(struct finwait_walk *w, __u32 state)
 /* Has it been in the state for longer than it should? */
 static __always_inline bool is_slow(__u32 state, __u64 dwell_ns)
 {
+	__u64 limit;
+
 	barrier_var(state);
-	return state < NUM_STATES && the_filter()->slow_ns[state] && dwell_ns >= the_filter()->slow_ns[state];
+	if (state >= NUM_STATES)
+		return false;
+	limit = the_filter()->slow_ns[state];
+	return limit && dwell_ns >= limit;
 }
 
 static __always_inline void walk_leave(struct finwait_walk *w, __u32 state, __u64 since_ns, __u64 now)

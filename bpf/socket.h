@@ -156,8 +156,7 @@ static __always_inline void tell(struct conn *c, struct sock *sk, struct transit
 	if (!c) {
 		if (verdict == LATER)
 			ledger_add(not_held);
-		else
-			offer(t, &nobody, verdict == PASS);
+		offer(t, &nobody, verdict == PASS);
 		return;
 	}
 	t->since_ns = c->since_ns;

@@ -79,7 +79,8 @@ static __always_inline void request_armed(__u64 addr)
 	if (known && same_tuple(&known->tuple, &r.tuple)) {
 		here->expiring = 0;
 		request_refresh(known, addr);
-		request_tell(known); /* its cookie may never be known */
+		if (known->cookie || !filter_samples())
+			request_tell(known); /* its cookie may never be known */
 		return;
 	}
 	if (request_moved(addr, &r.tuple, here))

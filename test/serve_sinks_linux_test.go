@@ -3,6 +3,7 @@ package test
 import (
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"github.com/go-quicktest/qt"
 	"github.com/klauspost/compress/zstd"
 	"go.opentelemetry.io/collector/pdata/plog/plogotlp"
+	"golang.org/x/sys/unix"
 
 	"github.com/finwait/finwait/test/internal/netns"
 	"github.com/finwait/finwait/test/internal/oracle"
@@ -203,8 +205,10 @@ func attached(t testing.TB) []string {
 func TestServeKilled(t *testing.T) {
 	dir := agentDir(t)
 	pins := bpffs(t)
+	ns := netns.New(t)
 	for range 5 {
 		before := attached(t)
+		listeners := listenersIn(t, ns, connections)
 		a := serve(t, dir, "--records", "transitions,conns", "--wait-timewait=false", "--pin", "--pin-path", pins)
 		churned := make(chan struct{})
 		go func() {
@@ -218,10 +222,53 @@ func TestServeKilled(t *testing.T) {
 		a.await("end of its programs", func() bool { return len(oracle.Since(before, attached(t))) == 0 })
 		_, err := tracer.PinnedGauges(pins)
 		qt.Check(t, qt.ErrorIs(err, tracer.ErrNotPinned))
+		for _, l := range listeners {
+			unix.Close(l)
+		}
+		stop := checkNobody(t, pins, ns)
+		serve(t, dir, "--pin", "--pin-path", pins).terminate()
+		stop()
 	}
-	a := serve(t, dir, "--pin", "--pin-path", pins)
-	a.terminate()
-	loggedLines(t, a.log)
+	loggedLines(t, filepath.Join(dir, "records.log"))
+}
+
+// listenersIn makes so many listeners in the namespace.
+func listenersIn(t *testing.T, ns *netns.NS, n int) (fds []int) {
+	t.Helper()
+	ns.Do(func() {
+		for range n {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			qt.Check(t, qt.IsNil(errors.Join(err, unix.Listen(fd, 1))))
+			fds = append(fds, fd)
+		}
+	})
+	return fds
+}
+
+// checkNobody looks, until the result is called, whether the pinned gauges have sockets
+// in a namespace in which there are none: those of an agent that is no more.
+func checkNobody(t *testing.T, pins string, ns *netns.NS) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			gauges, err := tracer.PinnedGauges(pins)
+			if err == nil {
+				qt.Check(t, qt.Equals(gauges.Of(ns.Inode()), tracer.StateCounts{}))
+			} else if !errors.Is(err, tracer.ErrNotPinned) {
+				t.Error(err)
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
 }
 
 // awaitNoDrift waits until the gauges that are pinned are, over all network namespaces,

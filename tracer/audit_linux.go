@@ -31,6 +31,7 @@ type auditor struct {
 	t         *Tracer
 	claimed   chan struct{} // closed when what was there has been claimed
 	claimErr  error         // valid when claimed is closed
+	missed    int           // network namespaces in which nothing could be claimed; the same
 	corrected atomic.Uint64
 
 	auditing sync.Mutex // one audit, one walk at a time
@@ -58,7 +59,7 @@ func (a *auditor) refuse(err error) {
 // run claims what is there and then audits at every interval.
 func (a *auditor) run(ctx context.Context, interval time.Duration) {
 	if a.claimErr = a.claim(ctx); a.claimErr == nil {
-		a.claimErr = a.t.pins.publish(a.t.coll, a.t.profile)
+		a.claimErr = a.t.pins.publishGauges(a.t.coll, a.missed)
 	}
 	close(a.claimed)
 	if interval < 0 {
@@ -109,6 +110,7 @@ func (a *auditor) claim(ctx context.Context) error {
 			_, err := a.walk()
 			return err
 		})
+		a.missed = len(missed.Netns)
 	}
 	if err != nil {
 		return fmt.Errorf("count the sockets that are there: %w", err)

@@ -102,7 +102,11 @@ func (t *Tracer) SetFilter(f *Filter, conns *ConnOptions) error {
 		return &OptionsError{errors.New("filter: another set of cgroups takes another tracer")}
 	}
 	both[(now+1)&1] = next
-	if err := errors.Join(filters.Set(both), t.coll.Variables["filter_now"].Set(now+1)); err != nil {
+	if err := filters.Set(both); err != nil {
+		return fmt.Errorf("set filter: %w", err)
+	}
+	awaitPrograms() // all CPUs have it before any looks
+	if err := t.coll.Variables["filter_now"].Set(now + 1); err != nil {
 		return fmt.Errorf("set filter: %w", err)
 	}
 	awaitPrograms() // the next one to come is written over what is still read

@@ -11,6 +11,10 @@ type Gauges struct {
 	// order of their inode numbers. Number 0 stands for those above the 1024
 	// that have a row of their own (Ledger.NetnsFull).
 	Netns []NetnsGauges
+	// MissedNetns is how many network namespaces could not be looked into when the
+	// tracer began, for want of privilege as a rule: sockets of theirs that were there
+	// before are not in the gauges until they do something.
+	MissedNetns int
 }
 
 // NetnsGauges is how many sockets of one network namespace are in each state.

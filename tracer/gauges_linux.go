@@ -28,7 +28,12 @@ func (t *Tracer) Gauges(ctx context.Context) (*Gauges, error) {
 	if !t.detached.Load() {
 		t.sweep() // an orphan may have moved to TIME_WAIT
 	}
-	return readGauges(t.coll.Maps["gauges"], t.auditor.correction)
+	g, err := readGauges(t.coll.Maps["gauges"], t.auditor.correction)
+	if err != nil {
+		return nil, err
+	}
+	g.MissedNetns = t.auditor.missed
+	return g, nil
 }
 
 // readGauges returns what the map has, with the corrections, by the cookies of

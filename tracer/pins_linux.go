@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 	"unsafe"
 
@@ -22,9 +21,10 @@ import (
 // than before, and its sizes are the same.
 const pinLayout = 1
 
-// What is pinned besides the maps of bpf/maps.h.
+// What is pinned besides the counters.
 const (
 	pinInfo        = "info"
+	pinGauges      = "gauges"
 	pinCorrections = "corrections"
 )
 
@@ -36,29 +36,47 @@ var pinnedCounters = []string{"matrix", "endings", profileMap}
 // pinnedInfo is the only element of the map that says whose the others are.
 type pinnedInfo struct {
 	Layout  uint64 // pinLayout and the sizes, hashed
-	Profile uint64 // what the histograms are about
-	Epoch   uint64 // another for each tracer, 0 while one takes over
+	Profile uint64 // what the histograms are about, or noProfile
+	Epoch   uint64 // another for each tracer; 0 as long as the gauges are not right
 	SinceNs uint64 // when the counters began, in Unix time
 
 	ProfileSinceNs uint64 // and the histograms
 	PID            uint32
-	_              uint32
+	Missed         uint32 // network namespaces of which the gauges may not have all
 }
 
-// pins is the folder in which the counters of a tracer are pinned.
+// noProfile says that the histograms are not to go on.
+const noProfile = 1<<64 - 1
+
+// ourLayout returns a hash of what must be the same for one version to understand
+// the maps of another.
+func ourLayout() uint64 {
+	const fnvOffset, fnvPrime = 14695981039346656037, 1099511628211
+	hash := uint64(fnvOffset)
+	for _, n := range []uintptr{
+		pinLayout, numStates, uintptr(ebpf.MustPossibleCPU()),
+		unsafe.Sizeof(Counters{}.cells), unsafe.Sizeof(bpfFinwaitEndings{}), unsafe.Sizeof(bpfFinwaitProfileKey{}),
+		unsafe.Sizeof(bpfFinwaitProfileRow{}), unsafe.Sizeof(bpfFinwaitGauge{}),
+	} {
+		hash = (hash ^ uint64(n)) * fnvPrime
+	}
+	return hash
+}
+
+// pins is the folder in which the counters of a tracer are pinned. All methods may be
+// called on nil, which pins nothing.
 type pins struct {
 	dir         *os.File // locked as long as the tracer lives, however that ends
 	info        *ebpf.Map
 	corrections *ebpf.Map
+	says        pinnedInfo // what is in info
 	inherited   bool
-	before      Counters  // what was inherited
-	since       time.Time // when the counters began
-	dwellSince  time.Time // and the histograms
+	before      Counters // what was inherited
 }
 
-// openPins takes the folder. Nothing in it changes yet. It returns nil for no path,
-// of which all methods may be called.
-func openPins(path string) (*pins, error) {
+// openPins takes the folder, and has nobody read the gauges there any more: they are
+// of a tracer that is no more. It returns nil for no path.
+func openPins(path string) (p *pins, err error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -72,11 +90,31 @@ func openPins(path string) (*pins, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pin counters: %w", err)
 	}
+	p = &pins{dir: dir}
 	if err := lockPins(dir); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
-	now := time.Now()
-	return &pins{dir: dir, since: now, dwellSince: now}, nil
+	if err := errors.Join(p.amend(func(info *pinnedInfo) { info.Epoch, info.PID = 0, uint32(os.Getpid()) }), p.makeMaps()); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+// makeMaps makes the maps that the kernel side does not have.
+func (p *pins) makeMaps() (err error) {
+	if p.info, err = newPinMap(pinInfo, ebpf.Array, 4, uint32(binary.Size(pinnedInfo{})), 1); err != nil {
+		return err
+	}
+	p.corrections, err = newPinMap(pinCorrections, ebpf.Hash, 8, uint32(binary.Size(correction{})), 2*maxNetns)
+	return err
+}
+
+func newPinMap(name string, typ ebpf.MapType, key, value, entries uint32) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: name, Type: typ, KeySize: key, ValueSize: value, MaxEntries: entries})
+	if err != nil {
+		return nil, fmt.Errorf("pin counters: make %s: %w", name, err)
+	}
+	return m, nil
 }
 
 // CheckPinPath returns an error if counters cannot be pinned in that folder
@@ -123,12 +161,9 @@ func lockPins(dir *os.File) error {
 	return held
 }
 
-// inherit gives the counts of the tracer before to the maps of coll, if there was
-// one that this version understands.
-func (p *pins) inherit(coll *ebpf.Collection, profile *ProfileOptions) error {
-	if p == nil {
-		return nil
-	}
+// amend changes what the pinned info says, of another tracer or of this. If there is
+// none, or one of another version, which says nothing to anybody, it does nothing.
+func (p *pins) amend(change func(*pinnedInfo)) error {
 	info, err := readPinnedInfo(p.dir.Name())
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errLayout) {
 		return nil
@@ -136,9 +171,36 @@ func (p *pins) inherit(coll *ebpf.Collection, profile *ProfileOptions) error {
 	if err != nil {
 		return err
 	}
-	sameProfile := info.Profile == uint64(profile.constant())
+	m, err := ebpf.LoadPinnedMap(filepath.Join(p.dir.Name(), pinInfo), nil)
+	if err != nil {
+		return fmt.Errorf("pin counters: %w", err)
+	}
+	defer m.Close()
+	change(&info)
+	if err := m.Put(uint32(0), &info); err != nil {
+		return fmt.Errorf("pin counters: %w", err)
+	}
+	return nil
+}
+
+// inherit gives the counts of the tracer before to the maps of coll, if there was
+// one that this version understands.
+func (p *pins) inherit(coll *ebpf.Collection, profile *ProfileOptions) error {
+	if p == nil {
+		return nil
+	}
+	now := uint64(time.Now().UnixNano())
+	p.says = pinnedInfo{Layout: ourLayout(), Profile: uint64(profile.constant()), SinceNs: now, ProfileSinceNs: now, PID: uint32(os.Getpid())}
+	p.inherited, p.before = false, Counters{}
+	info, err := readPinnedInfo(p.dir.Name())
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errLayout) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	for _, name := range pinnedCounters {
-		if name == profileMap && !sameProfile {
+		if name == profileMap && info.Profile != p.says.Profile {
 			continue
 		}
 		if err := p.copyMap(name, coll.Maps[name]); err != nil {
@@ -148,9 +210,9 @@ func (p *pins) inherit(coll *ebpf.Collection, profile *ProfileOptions) error {
 	if p.before, err = readCounters(coll.Maps["matrix"]); err != nil {
 		return err
 	}
-	p.inherited, p.since = true, time.Unix(0, int64(info.SinceNs))
-	if sameProfile {
-		p.dwellSince = time.Unix(0, int64(info.ProfileSinceNs))
+	p.inherited, p.says.SinceNs = true, info.SinceNs
+	if info.Profile == p.says.Profile {
+		p.says.ProfileSinceNs = info.ProfileSinceNs
 	}
 	return nil
 }
@@ -192,83 +254,43 @@ func copyPerCPU(from, to *ebpf.Map) error {
 	return to.Put(uint32(0), values)
 }
 
-// ourLayout returns a hash of what must be the same for one version to understand
-// the maps of another.
-func ourLayout() uint64 {
-	const fnvOffset, fnvPrime = 14695981039346656037, 1099511628211
-	hash := uint64(fnvOffset)
-	for _, n := range []uintptr{
-		pinLayout, numStates, uintptr(ebpf.MustPossibleCPU()),
-		unsafe.Sizeof(Counters{}.cells), unsafe.Sizeof(bpfFinwaitEndings{}), unsafe.Sizeof(bpfFinwaitLedger{}),
-		unsafe.Sizeof(bpfFinwaitProfileKey{}), unsafe.Sizeof(bpfFinwaitProfileRow{}), unsafe.Sizeof(bpfFinwaitGauge{}),
-	} {
-		hash = (hash ^ uint64(n)) * fnvPrime
-	}
-	return hash
-}
-
-// publish pins the maps in place of those before. Whoever reads them finds another
-// epoch in info if that comes in between. Should the process be killed meanwhile, the
-// next goes on with some old maps and some new ones, which have the counts of the old.
-func (p *pins) publish(coll *ebpf.Collection, profile *ProfileOptions) error {
+// publishCounters pins the counters in place of those before, whose counts they have.
+// Whoever goes on with them, should the process be killed in between, finds some of
+// these and some of those; of histograms it is not known then what they are about.
+func (p *pins) publishCounters(coll *ebpf.Collection) error {
 	if p == nil {
 		return nil
 	}
-	var err error
-	if p.info, err = newPinMap(pinInfo, ebpf.Array, 4, uint32(binary.Size(pinnedInfo{})), 1); err != nil {
+	if err := p.amend(func(info *pinnedInfo) { info.Profile = noProfile }); err != nil {
 		return err
 	}
-	if p.corrections, err = newPinMap(pinCorrections, ebpf.Hash, 8, uint32(binary.Size(correction{})), 2*maxNetns); err != nil {
-		return err
-	}
-	var epoch [8]byte
-	_, _ = rand.Read(epoch[:]) // never fails
-	info := pinnedInfo{
-		Layout: ourLayout(), Profile: uint64(profile.constant()), Epoch: binary.NativeEndian.Uint64(epoch[:]),
-		SinceNs: uint64(p.since.UnixNano()), ProfileSinceNs: uint64(p.dwellSince.UnixNano()), PID: uint32(os.Getpid()),
-	}
-	if err := p.info.Put(uint32(0), &info); err != nil {
+	if err := p.info.Put(uint32(0), &p.says); err != nil {
 		return fmt.Errorf("pin counters: %w", err)
 	}
-	if err := p.invalidate(); err != nil {
-		return err
-	}
-	for _, name := range append(slices.Clone(pinnedCounters), "gauges") {
+	for _, name := range pinnedCounters {
 		if err := p.pin(name, coll.Maps[name]); err != nil {
 			return err
 		}
 	}
-	if err := p.pin(pinCorrections, p.corrections); err != nil {
-		return err
-	}
 	return p.pin(pinInfo, p.info)
 }
 
-// invalidate has nobody read the gauges that are pinned.
-func (p *pins) invalidate() error {
-	info, err := readPinnedInfo(p.dir.Name())
-	if err != nil {
-		return p.remove(pinInfo) // there is none, or one that says nothing to us
+// publishGauges pins the gauges, which are right from now on, but for sockets in so
+// many network namespaces that could not be looked into.
+func (p *pins) publishGauges(coll *ebpf.Collection, missed int) error {
+	if p == nil {
+		return nil
 	}
-	path := filepath.Join(p.dir.Name(), pinInfo)
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	if err != nil {
-		return fmt.Errorf("pin counters: %w", err)
+	if err := errors.Join(p.pin(pinGauges, coll.Maps["gauges"]), p.pin(pinCorrections, p.corrections)); err != nil {
+		return err
 	}
-	defer m.Close()
-	info.Epoch = 0
-	if err := m.Put(uint32(0), &info); err != nil {
+	var epoch [8]byte
+	_, _ = rand.Read(epoch[:]) // never fails
+	p.says.Epoch, p.says.Missed = binary.NativeEndian.Uint64(epoch[:])|1, uint32(missed)
+	if err := p.info.Put(uint32(0), &p.says); err != nil {
 		return fmt.Errorf("pin counters: %w", err)
 	}
 	return nil
-}
-
-func newPinMap(name string, typ ebpf.MapType, key, value, entries uint32) (*ebpf.Map, error) {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: name, Type: typ, KeySize: key, ValueSize: value, MaxEntries: entries})
-	if err != nil {
-		return nil, fmt.Errorf("pin counters: make %s: %w", name, err)
-	}
-	return m, nil
 }
 
 // pin puts the map in place of what is pinned under that name. The counters of
@@ -303,7 +325,7 @@ func (p *pins) remove(name string) error {
 
 // correct notes what audits have found about a network namespace.
 func (p *pins) correct(cookie uint64, by correction) error {
-	if p == nil || p.corrections == nil {
+	if p == nil {
 		return nil
 	}
 	if err := p.corrections.Put(cookie, by[:]); err != nil {
@@ -313,17 +335,17 @@ func (p *pins) correct(cookie uint64, by correction) error {
 }
 
 func (p *pins) forget(cookie uint64) {
-	if p != nil && p.corrections != nil {
+	if p != nil {
 		_ = p.corrections.Delete(cookie) // most have none
 	}
 }
 
 // withdraw takes away what nobody is going to keep right any more.
 func (p *pins) withdraw() error {
-	if p == nil || p.info == nil {
+	if p == nil {
 		return nil
 	}
-	return errors.Join(p.remove("gauges"), p.remove(pinCorrections))
+	return errors.Join(p.amend(func(info *pinnedInfo) { info.Epoch = 0 }), p.remove(pinGauges), p.remove(pinCorrections))
 }
 
 // close leaves the counters to the next tracer.
@@ -332,113 +354,4 @@ func (p *pins) close() error {
 		return nil
 	}
 	return errors.Join(p.info.Close(), p.corrections.Close(), p.dir.Close())
-}
-
-func readPinnedInfo(path string) (pinnedInfo, error) {
-	var info pinnedInfo
-	m, err := ebpf.LoadPinnedMap(filepath.Join(path, pinInfo), &ebpf.LoadPinOptions{ReadOnly: true})
-	if err != nil {
-		return info, fmt.Errorf("read pinned counters: %w", err)
-	}
-	defer m.Close()
-	if m.ValueSize() != uint32(binary.Size(info)) {
-		return info, errLayout
-	}
-	if err := m.Lookup(uint32(0), &info); err != nil {
-		return info, fmt.Errorf("read pinned counters: %w", err)
-	}
-	if info.Layout != ourLayout() {
-		return info, errLayout
-	}
-	return info, nil
-}
-
-// errLayout says that what is pinned is of a version that has it in another form.
-var errLayout = errors.New("the pinned counters are of another version")
-
-// PinnedGauges returns the gauges of a tracer of another process that has its
-// counters in that folder (Options.PinPath). It takes a few system calls, however
-// many sockets there are, and no more than reading BPF maps needs: root, or
-// CAP_BPF and access to the folder.
-//
-// It returns an error that wraps [ErrNotPinned] if there is no such tracer, or one
-// that is about to begin or to end, or one of a version whose counters this one
-// does not understand. With EvidenceTimer, what mini-sockets do that nobody owns
-// may be [SweepInterval] old.
-func PinnedGauges(path string) (*Gauges, error) {
-	if err := pinsInUse(path); err != nil {
-		return nil, err
-	}
-	before, err := readPinnedInfo(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", ErrNotPinned, path)
-	}
-	if errors.Is(err, errLayout) {
-		return nil, fmt.Errorf("%w: %w", ErrNotPinned, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	g, err := readPinnedGauges(path)
-	if err != nil {
-		return nil, err
-	}
-	after, err := readPinnedInfo(path)
-	if err != nil || after.Epoch != before.Epoch || after.Epoch == 0 {
-		return nil, fmt.Errorf("%w: one is about to take over in %s", ErrNotPinned, path)
-	}
-	return g, pinsInUse(path)
-}
-
-// pinsInUse returns an error if no tracer has locked the folder.
-func pinsInUse(path string) error {
-	dir, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %s", ErrNotPinned, path)
-	}
-	if err != nil {
-		return fmt.Errorf("read pinned counters: %w", err)
-	}
-	defer dir.Close()
-	err = unix.Flock(int(dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read pinned counters: %w", err)
-	}
-	return fmt.Errorf("%w: %s", ErrNotPinned, path)
-}
-
-func readPinnedGauges(path string) (*Gauges, error) {
-	var maps [2]*ebpf.Map
-	for i, name := range []string{"gauges", pinCorrections} {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(path, name), &ebpf.LoadPinOptions{ReadOnly: true})
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNotPinned, err)
-		}
-		defer m.Close()
-		maps[i] = m
-	}
-	corrections, err := readCorrections(maps[1])
-	if err != nil {
-		return nil, err
-	}
-	return readGauges(maps[0], func(cookie uint64) correction { return corrections[cookie] })
-}
-
-func readCorrections(m *ebpf.Map) (map[uint64]correction, error) {
-	corrections := map[uint64]correction{}
-	var (
-		cookie uint64
-		by     correction
-	)
-	all := m.Iterate()
-	for all.Next(&cookie, &by) {
-		corrections[cookie] = by
-	}
-	if err := all.Err(); err != nil {
-		return nil, fmt.Errorf("read pinned corrections: %w", err)
-	}
-	return corrections, nil
 }

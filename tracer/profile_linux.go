@@ -43,7 +43,8 @@ func (o *ProfileOptions) makeOthers(m *ebpf.Map) error {
 	}
 	for _, s := range States() {
 		key := bpfFinwaitProfileKey{State: uint32(s), Group: uint32(GroupOthers)}
-		if err := m.Put(key, bpfFinwaitProfileRow{}); err != nil {
+		err := m.Update(key, bpfFinwaitProfileRow{}, ebpf.UpdateNoExist)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) { // it may be inherited
 			return fmt.Errorf("make the row of %v for others: %w", s, err)
 		}
 	}
@@ -59,7 +60,7 @@ func (t *Tracer) Profile() (*Profile, error) {
 	}
 	p := &Profile{Time: time.Now().UTC(), Since: t.began, By: t.profile.By}
 	if t.pins != nil {
-		p.Since = t.pins.dwellSince.UTC()
+		p.Since = time.Unix(0, int64(t.pins.says.ProfileSinceNs)).UTC()
 	}
 	var (
 		key bpfFinwaitProfileKey

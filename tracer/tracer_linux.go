@@ -119,6 +119,9 @@ func start(opts *Options, with tier, k *kernel, p *pins) (*Tracer, error) {
 	if err := t.attach(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
+	if err := p.publishCounters(coll); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
 	t.pins, t.began = p, time.Now().UTC()
 	t.work.Go(t.sweepRegularly)
 	if !opts.CountersOnly {
@@ -133,7 +136,7 @@ func (t *Tracer) Inherited() (since time.Time, inherited bool) {
 	if t.pins == nil || !t.pins.inherited {
 		return time.Time{}, false
 	}
-	return t.pins.since.UTC(), true
+	return time.Unix(0, int64(t.pins.says.SinceNs)).UTC(), true
 }
 
 // attach goes from the reader to the evidence to the tracepoint: the

@@ -142,6 +142,7 @@ type counter struct {
 	byProcess bool
 	source    string
 	pinPath   string
+	unseen    int // network namespaces that the agent could not look into
 	out, warn io.Writer
 
 	buf      []byte
@@ -194,8 +195,9 @@ func (c *counter) print(ctx context.Context, again bool) error {
 func (c *counter) take(ctx context.Context) (*tracer.Census, string, error) {
 	if c.source != sourceKernel {
 		gauges, err := tracer.PinnedGauges(c.pinPath)
-		if err == nil {
-			return &tracer.Census{Time: gauges.Time, States: gauges.States().Folded(), Namespaces: len(gauges.Netns)}, sourceAgent, nil
+		if err == nil && (gauges.MissedNetns == 0 || c.source == sourceAgent) {
+			c.unseen = gauges.MissedNetns
+			return &tracer.Census{Time: gauges.Time, States: gauges.States().Folded()}, sourceAgent, nil
 		}
 		if c.source == sourceAgent {
 			return nil, "", err
@@ -210,6 +212,10 @@ func (c *counter) report(census *tracer.Census, source string) {
 	text := countWarnings(census, c.byProcess)
 	if source == sourceAgent {
 		text = "finwait: counted by the agent that keeps its counters in " + printable(c.pinPath) + "\n"
+		if c.unseen > 0 {
+			text += fmt.Sprintf("finwait: the agent could not look into %s: sockets that were there before it are missing\n",
+				countNoun(c.unseen, "network namespace", "network namespaces"))
+		}
 	}
 	if text == c.warnings {
 		return

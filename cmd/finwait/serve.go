@@ -170,7 +170,7 @@ func runServe(cmd *cobra.Command, flags *serveFlags) error {
 	if err != nil {
 		return serveError(err)
 	}
-	s := &server{agent: a, log: cfg.Logger, flags: cmd.Flags(), given: given}
+	s := &server{agent: a, log: cfg.Logger, flags: cmd.Flags(), given: given, cgroups: cfg.Filter.Cgroups}
 	return errors.Join(s.run(cmd.Context(), hangups), a.Stop())
 }
 
@@ -201,6 +201,8 @@ type server struct {
 	log   *slog.Logger
 	flags *pflag.FlagSet // as they are in use
 	given map[string][]string
+
+	cgroups []uint64 // of the filter
 }
 
 // run returns when ctx is done, or the agent cannot go on.
@@ -227,13 +229,13 @@ func (s *server) reload() error {
 	if err := config.Load(fresh.Flags(), os.Environ()); err != nil {
 		return err
 	}
-	cfg, err := flags.parse(fresh.Flags())
-	if err != nil {
-		return err
-	}
 	changed, restart := config.Changes(s.flags, fresh.Flags(), reloadable)
 	if len(restart) > 0 {
 		return fmt.Errorf("%s cannot change while the agent runs: restart it", strings.Join(restart, ", "))
+	}
+	cfg, err := flags.parseWith(fresh.Flags(), s.cgroups)
+	if err != nil {
+		return err
 	}
 	if err := s.agent.SetFilter(cfg.Filter, cfg.Conns); err != nil {
 		return err
@@ -274,6 +276,21 @@ func giveFlags(flags *pflag.FlagSet, given map[string][]string) {
 		}
 		f.Changed = true
 	}
+}
+
+// parseWith is parse with the cgroups of the start: a path may be another cgroup by
+// now, or none.
+func (f *serveFlags) parseWith(flags *pflag.FlagSet, cgroups []uint64) (*agent.Config, error) {
+	flag, words := flags.Lookup("cgroup"), f.filter.cgroups
+	changed := flag.Changed
+	f.filter.cgroups, flag.Changed = nil, false
+	cfg, err := f.parse(flags)
+	f.filter.cgroups, flag.Changed = words, changed
+	if err != nil {
+		return nil, err
+	}
+	cfg.Filter.Cgroups = cgroups
+	return cfg, nil
 }
 
 // parse returns the configuration that the settings ask for, without what is the

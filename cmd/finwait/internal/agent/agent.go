@@ -190,8 +190,8 @@ func (a *Agent) start(ctx context.Context) (err error) {
 // keepSmall gives back the memory that it took to start, and has the agent take less
 // from now on: of what sinks make of records nearly all is garbage at once.
 func keepSmall() {
-	const percent = 50 // more than what is in use
-	if before := debug.SetGCPercent(percent); before >= 0 && before < percent {
+	const percent = 50                                           // more than what is in use
+	if before := debug.SetGCPercent(percent); before < percent { // -1 is off
 		debug.SetGCPercent(before)
 	}
 	debug.FreeOSMemory()

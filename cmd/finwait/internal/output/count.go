@@ -123,10 +123,11 @@ func AppendCensusJSON(dst []byte, c *tracer.Census, source string) []byte {
 	dst = appendTime(dst, c.Time)
 	dst = append(dst, `","source":"`...)
 	dst = append(dst, source...)
-	dst = append(dst, `","netns_count":`...)
-	dst = strconv.AppendInt(dst, int64(c.Namespaces), 10)
-	dst = append(dst, `,"netns_missed":`...)
-	dst = strconv.AppendInt(dst, int64(len(c.Missed.Netns)), 10)
+	dst = append(dst, '"')
+	if c.Namespaces > 0 { // which an agent does not know
+		dst = strconv.AppendInt(append(dst, `,"netns_count":`...), int64(c.Namespaces), 10)
+		dst = strconv.AppendInt(append(dst, `,"netns_missed":`...), int64(len(c.Missed.Netns)), 10)
+	}
 	dst = append(dst, `,"states":`...)
 	dst = appendCensusStates(dst, &c.States, true)
 	if c.By != tracer.ByNothing {
