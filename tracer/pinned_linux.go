@@ -71,9 +71,9 @@ func PinnedGauges(path string) (*Gauges, error) {
 	return g, pinsInUse(path)
 }
 
-// pinsInUse returns an error if no tracer has locked the folder.
+// pinsInUse returns an error if there is no tracer that keeps the gauges right.
 func pinsInUse(path string) error {
-	dir, err := os.Open(path)
+	dir, err := os.Open(filepath.Join(path, pinLive))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %s", ErrNotPinned, path)
 	}

@@ -26,6 +26,8 @@ const (
 	pinInfo        = "info"
 	pinGauges      = "gauges"
 	pinCorrections = "corrections"
+	// pinLive is a folder that is locked as long as the gauges are right.
+	pinLive = "live"
 )
 
 // pinnedCounters are the maps that go on where the tracer before has left off. The
@@ -67,6 +69,7 @@ func ourLayout() uint64 {
 // called on nil, which pins nothing.
 type pins struct {
 	dir         *os.File // locked as long as the tracer lives, however that ends
+	live        *os.File // pinLive, once it is locked
 	info        *ebpf.Map
 	corrections *ebpf.Map
 	says        pinnedInfo // what is in info
@@ -290,7 +293,21 @@ func (p *pins) publishGauges(coll *ebpf.Collection, missed int) error {
 	if err := p.info.Put(uint32(0), &p.says); err != nil {
 		return fmt.Errorf("pin counters: %w", err)
 	}
-	return nil
+	return p.goLive()
+}
+
+// goLive has others read the gauges.
+func (p *pins) goLive() error {
+	path := filepath.Join(p.dir.Name(), pinLive)
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("pin counters: %w", err)
+	}
+	live, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("pin counters: %w", err)
+	}
+	p.live = live
+	return lockPins(live)
 }
 
 // pin puts the map in place of what is pinned under that name. The counters of
@@ -345,7 +362,11 @@ func (p *pins) withdraw() error {
 	if p == nil {
 		return nil
 	}
-	return errors.Join(p.amend(func(info *pinnedInfo) { info.Epoch = 0 }), p.remove(pinGauges), p.remove(pinCorrections))
+	var err error
+	if p.live != nil {
+		err = p.live.Close()
+	}
+	return errors.Join(err, p.amend(func(info *pinnedInfo) { info.Epoch = 0 }), p.remove(pinGauges), p.remove(pinCorrections))
 }
 
 // close leaves the counters to the next tracer.
