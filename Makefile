@@ -88,7 +88,7 @@ fuzz: ## Fuzz everything that parses, FUZZTIME each
 bench: bench-events bench-census bench-micro ## Run all benchmarks (root, and nothing else going on)
 
 bench-events: build ## Measure what finwait and other tracers cost under load (Debian, root)
-	./test/install.sh libbpf-tools bpftrace util-linux iproute2
+	./test/install.sh libbpf-tools bpftrace linux-perf util-linux iproute2
 	go run ./test/bench -finwait ./finwait $(BENCHFLAGS)
 
 bench-census: build ## Measure finwait count, netstat and ss on up to a million sockets (Debian, root)

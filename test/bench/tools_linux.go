@@ -57,8 +57,10 @@ func allTools(finwait string) []*tool {
 		{name: "finwait trace of another port", args: []string{finwait, "trace", "--format", "json", "--port", "1"}, account: ledger},
 		{name: "finwait conns", args: []string{finwait, "conns", "--format", "json"}, account: ledger},
 		{name: "finwait profile", args: []string{finwait, "profile"}},
-		{name: "tcpstates", args: tracefs("tcpstates"), account: linesAndLosses("lost ")},
-		{name: "bpftrace", args: tracefs("bpftrace -e '" + bpftraceProgram + "'"), account: linesAndLosses("Lost ")},
+		{name: "tcpstates", args: tracefs("tcpstates"), account: linesAndLosses("lost ", 1)},
+		{name: "bpftrace", args: tracefs("bpftrace -e '" + bpftraceProgram + "'"), account: linesAndLosses("Lost ", 1)},
+		// It prints where the addresses are in memory, and not the addresses.
+		{name: "perf trace", args: tracefs("perf trace -e sock:inet_sock_set_state 2>&1"), account: linesAndLosses("LOST ", 0)},
 	}
 }
 
@@ -75,9 +77,9 @@ func ledger(_, stderr string) (printed, lost uint64, err error) {
 	return 0, 0, fmt.Errorf("no ledger in %q", stderr)
 }
 
-// linesAndLosses counts the lines that are printed, but for a header, and adds up
-// the numbers that follow a word.
-func linesAndLosses(word string) func(stdout, stderr string) (printed, lost uint64, err error) {
+// linesAndLosses counts the lines that are printed, but for those of a header, and adds
+// up the numbers that follow a word.
+func linesAndLosses(word string, header uint64) func(stdout, stderr string) (printed, lost uint64, err error) {
 	return func(stdout, stderr string) (printed, lost uint64, err error) {
 		file, err := os.Open(stdout)
 		if err != nil {
@@ -100,7 +102,7 @@ func linesAndLosses(word string) func(stdout, stderr string) (printed, lost uint
 				lost += leadingNumber(rest)
 			}
 		}
-		return printed - min(printed, 1), lost, lines.Err()
+		return printed - min(printed, header), lost, lines.Err()
 	}
 }
 
@@ -141,7 +143,7 @@ func (t *tool) start(scratch string) (*running, error) {
 	if err := r.cmd.Start(); err != nil {
 		return nil, err
 	}
-	if err := r.awaitPrograms(); err != nil {
+	if err := r.awaitWatching(); err != nil {
 		_ = r.cmd.Process.Kill()
 		_ = r.cmd.Wait()
 		return nil, fmt.Errorf("%w: %s", err, r.stderr.String())
@@ -149,12 +151,13 @@ func (t *tool) start(scratch string) (*running, error) {
 	return r, nil
 }
 
-// awaitPrograms waits until the tool has loaded programs, and loads no more.
-func (r *running) awaitPrograms() error {
+// awaitWatching waits until the tool has loaded programs, or opened events of perf,
+// and goes on to no more.
+func (r *running) awaitWatching() error {
 	const settled, patience = time.Second, 30 * time.Second
 	last, since := 0, time.Now()
 	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		own := 0
+		own := r.perfEvents()
 		for id := range programIDs() {
 			if !r.startedWithout[id] {
 				own++
@@ -170,6 +173,17 @@ func (r *running) awaitPrograms() error {
 			return fmt.Errorf("has loaded no programs for good after %v", patience)
 		}
 	}
+}
+
+// perfEvents returns how many events of perf the tool has open.
+func (r *running) perfEvents() (n int) {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", r.cmd.Process.Pid))
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && to == "anon_inode:[perf_event]" {
+			n++
+		}
+	}
+	return n
 }
 
 // drain waits until the tool has printed what it has.
