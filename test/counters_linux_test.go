@@ -45,15 +45,35 @@ func TestCountersOnly(t *testing.T) {
 			break
 		}
 	}
-	if !maps.Equal(got, want) {
-		all.guards.excuse(t)
-	}
-	qt.Check(t, qt.DeepEquals(got, want))
-	qt.Check(t, qt.IsTrue(want[tracer.Transition{Old: tracer.StateFinWait2, New: tracer.StateTimeWait}] > 0))
 	ledger, err := few.Ledger()
 	qt.Assert(t, qt.IsNil(err))
+	if ledger.Recursion == 0 && !maps.Equal(got, want) {
+		all.guards.excuse(t)
+	}
+	checkMissed(t, got, want, ledger.Recursion)
+	qt.Check(t, qt.IsTrue(want[tracer.Transition{Old: tracer.StateFinWait2, New: tracer.StateTimeWait}] > 0))
 	qt.Check(t, qt.Equals(ledger.Emitted, 0))
-	qt.Check(t, qt.Equals(ledger.Recursion, 0))
+}
+
+// checkMissed holds what was counted to what happened: no more than so many
+// transitions are missing, which interrupted the counting of others, and none is too
+// much. The birth of an accepted socket that is missed leaves its half-open connection
+// with another end.
+func checkMissed(t *testing.T, got, want map[tracer.Transition]uint64, missed uint64) {
+	t.Helper()
+	if missed == 0 {
+		qt.Check(t, qt.DeepEquals(got, want))
+		return
+	}
+	var missing uint64
+	for transition, n := range want {
+		if got[transition] <= n {
+			missing += n - got[transition]
+			continue
+		}
+		qt.Check(t, qt.Equals(transition, tracer.Transition{Old: tracer.StateNewSynRecv, New: tracer.StateClose}), qt.Commentf("%d of %d", got[transition], n))
+	}
+	qt.Check(t, qt.IsTrue(missing <= missed), qt.Commentf("%d are missing, and the ledger has %d: %v of %v", missing, missed, got, want))
 }
 
 // TestCountersOnlyUnderLoad starts and stops in the middle of what others do. What
