@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/finwait/vm
 
-KERNEL=${KERNEL:-6.12}
+KERNEL=${KERNEL:-6.1}
 SUBJECT=${SUBJECT:-serve}            # serve or trace
 GUEST_SECONDS=${GUEST_SECONDS:-400}  # how long the guest may take
 DEB=${DEB:-}                         # a package to install, instead of one built here
@@ -27,7 +27,7 @@ die() {
 . "$root/test/vm/guest.sh"
 here=$root/test/vm # what these read is there
 
-guest_suite=trixie
+guest_suite=bookworm
 guest_packages=systemd,systemd-sysv,curl,iproute2,bpftool,procps,kmod
 
 # fetch_system sets system to the archive of a Debian with systemd, which is made
