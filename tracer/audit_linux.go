@@ -58,9 +58,7 @@ func (a *auditor) refuse(err error) {
 
 // run claims what is there and then audits at every interval.
 func (a *auditor) run(ctx context.Context, interval time.Duration) {
-	if a.claimErr = a.claim(ctx); a.claimErr == nil {
-		a.claimErr = a.t.pins.publishGauges(a.t.coll, a.missed)
-	}
+	a.claimErr = a.begin(ctx)
 	close(a.claimed)
 	if interval < 0 {
 		return
@@ -80,6 +78,28 @@ func (a *auditor) run(ctx context.Context, interval time.Duration) {
 			}
 		}
 	}
+}
+
+// begin makes the gauges right, and lets others read them.
+func (a *auditor) begin(ctx context.Context) error {
+	if err := a.claim(ctx); err != nil {
+		return err
+	}
+	if err := a.countUnfollowed(ctx); err != nil {
+		return fmt.Errorf("count the mini-sockets that are there: %w", err)
+	}
+	return a.t.pins.publishGauges(a.t.coll, a.missed)
+}
+
+// countUnfollowed has an audit find out how many mini-sockets there are that could not
+// be claimed for want of room, if there are any.
+func (a *auditor) countUnfollowed(ctx context.Context) error {
+	l, err := a.t.Ledger()
+	if err != nil || l.Unfollowed == 0 {
+		return err
+	}
+	_, err = a.audit(ctx, false)
+	return err
 }
 
 // await waits until what was there has been claimed.
