@@ -18,7 +18,7 @@ GENERATED = tracer/bpf_bpfel.go tracer/bpf_bpfel.o tracer/bpftest_bpfel_test.go 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# finwait without the agent is half as large in memory, and quicker to start; it runs
+# finwait without the agent is smaller in memory, and quicker to start; it runs
 # finwait-serve, which is all of it, as `finwait serve`.
 build: ## Build ./finwait and ./finwait-serve; needs Go alone
 	CGO_ENABLED=0 go build -trimpath -tags noserve -o finwait ./cmd/finwait

@@ -265,7 +265,8 @@ func TestServeCheck(t *testing.T) {
 	running.terminate()
 	for text, says := range map[string]string{
 		"lisen: 127.0.0.1:0\n":            "finwait.yaml:1: ",
-		"sample: 2\n":                     "--sample 2 is not a share",
+		"sample: 2\n":                     "finwait.yaml:1: --sample 2 is not a share",
+		"log: /x\nlport: [0]\n":           "finwait.yaml:2: --lport: ",
 		"records: everything\n":           "everything",
 		"slow: [CLOSE_WAIT:1m]\n":         "--records conns",
 		"listen: ''\n":                    "nothing to do",

@@ -70,6 +70,20 @@ type Audit struct {
 	Missed CensusMissed
 }
 
+// Drift returns by how many sockets the gauges were wrong in each state, over all
+// network namespaces and without regard to the sign: differences, what was left of
+// namespaces that are gone, and sockets that were in no gauge. Half-open connections
+// are in StateSynRecv.
+func (a *Audit) Drift() StateCounts {
+	drift := a.Claimed
+	for _, differences := range [][]Difference{a.Differences, a.Gone} {
+		for _, d := range differences {
+			drift[d.State] += uint64(max(d.Gauge-d.Kernel, d.Kernel-d.Gauge))
+		}
+	}
+	return drift.Folded()
+}
+
 // Difference is a gauge that was wrong.
 type Difference struct {
 	Netns  uint32

@@ -83,7 +83,7 @@ func openPins(path string) (p *pins, err error) {
 	if path == "" {
 		return nil, nil
 	}
-	if err := onBPFFS(path); err != nil {
+	if err := CheckPinPath(path); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
@@ -120,13 +120,10 @@ func newPinMap(name string, typ ebpf.MapType, key, value, entries uint32) (*ebpf
 	return m, nil
 }
 
-// CheckPinPath returns an error if counters cannot be pinned in that folder
-// (Options.PinPath). It does not look whether another tracer has it.
-func CheckPinPath(path string) error { return onBPFFS(path) }
-
-// onBPFFS returns an error if the folder is not on a BPF file system, or would not
-// be if it were made.
-func onBPFFS(path string) error {
+// CheckPinPath returns an error if the folder (Options.PinPath) is not on a BPF file
+// system, or would not be if it were made. It does not look whether another tracer has
+// it.
+func CheckPinPath(path string) error {
 	var stat unix.Statfs_t
 	for {
 		err := unix.Statfs(path, &stat)

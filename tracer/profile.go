@@ -194,8 +194,9 @@ type Histogram struct {
 	sumHigh, sumLow uint64 // nanoseconds
 }
 
-// secondBucket is the number of the bucket that begins with a second.
-const secondBucket = 30
+// SecondBucket is the number of the bucket that begins with a second: Buckets[i]
+// begins with 2^(i-SecondBucket) seconds.
+const SecondBucket = 30
 
 // BucketBounds returns the shortest and the longest time in Buckets[i]: from
 // 2^(i-30) seconds to less than twice as long, in whole nanoseconds, and from 0 in
@@ -213,10 +214,10 @@ func BucketBounds(i int) (shortest, longest time.Duration) {
 
 // bucketStart returns the shortest time of whole nanoseconds in that bucket.
 func bucketStart(i int) time.Duration {
-	if i >= secondBucket {
-		return time.Second << (i - secondBucket)
+	if i >= SecondBucket {
+		return time.Second << (i - SecondBucket)
 	}
-	return (time.Second<<i + 1<<secondBucket - 1) >> secondBucket
+	return (time.Second<<i + 1<<SecondBucket - 1) >> SecondBucket
 }
 
 // bucketOf returns the bucket of a time: profile_bucket of bpf/profile.h.

@@ -144,6 +144,30 @@ type Ledger struct {
 	ProfileFull uint64
 }
 
+// All yields every entry with its name, such as "ring_full", in the order of the
+// fields.
+func (l *Ledger) All() iter.Seq2[string, uint64] {
+	return func(yield func(string, uint64) bool) {
+		for _, e := range []struct {
+			name string
+			n    uint64
+		}{
+			{"seen", l.Seen}, {"emitted", l.Emitted},
+			{"ring_full", l.RingFull}, {"not_held", l.NotHeld}, {"recursion", l.Recursion}, {"taken_over", l.TakenOver},
+			{"decode", l.Decode}, {"storage_failed", l.StorageFailed}, {"unfollowed", l.Unfollowed},
+			{"handoff_full", l.HandoffFull}, {"watch_full", l.WatchFull}, {"unknown_state", l.UnknownState},
+			{"requests_full", l.RequestsFull}, {"completed_full", l.CompletedFull}, {"netns_full", l.NetnsFull},
+			{"stack_failed", l.StackFailed}, {"stale", l.Stale}, {"corrected", l.Corrected}, {"syn_cookies", l.SYNCookies},
+			{"conns_seen", l.ConnsSeen}, {"conns_emitted", l.ConnsEmitted}, {"conns_lost", l.ConnsLost},
+			{"conns_partial", l.ConnsPartial}, {"sweep_failed", l.SweepFailed}, {"profile_full", l.ProfileFull},
+		} {
+			if !yield(e.name, e.n) {
+				return
+			}
+		}
+	}
+}
+
 // Lost returns the number of transitions that passed the filter, or may have,
 // and of which no event came.
 func (l *Ledger) Lost() uint64 {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -153,7 +154,7 @@ func runServe(cmd *cobra.Command, flags *serveFlags) error {
 	}
 	cfg, err := flags.parse(cmd.Flags())
 	if err != nil {
-		return err
+		return placed(cmd.Flags(), err)
 	}
 	cfg.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 	cfg.Open = func(opts *tracer.Options) (*tracer.Tracer, func(), error) { return newTracer(cmd.Context(), opts) }
@@ -172,6 +173,18 @@ func runServe(cmd *cobra.Command, flags *serveFlags) error {
 	}
 	s := &server{agent: a, log: cfg.Logger, flags: cmd.Flags(), given: given, cgroups: cfg.Filter.Cgroups}
 	return errors.Join(s.run(cmd.Context(), hangups), a.Stop())
+}
+
+// placed says where the value is from that an error is about, unless it is from the
+// command line: errors begin with the flag's name, or have it.
+func placed(flags *pflag.FlagSet, err error) error {
+	_, after, _ := strings.Cut(err.Error(), "--")
+	name := after[:len(after)-len(strings.TrimLeftFunc(after, func(r rune) bool { return r == '-' || unicode.IsLower(r) }))]
+	from := config.Source(flags, name)
+	if from == "" || from == "--"+name {
+		return err
+	}
+	return usagef("%s: %w", from, err)
 }
 
 func runCheck(cmd *cobra.Command, cfg *agent.Config) error {
@@ -235,7 +248,7 @@ func (s *server) reload() error {
 	}
 	cfg, err := flags.parseWith(fresh.Flags(), s.cgroups)
 	if err != nil {
-		return err
+		return placed(fresh.Flags(), err)
 	}
 	if err := s.agent.SetFilter(cfg.Filter, cfg.Conns); err != nil {
 		return err

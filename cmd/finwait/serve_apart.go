@@ -18,8 +18,8 @@ import (
 var servePlaces = []string{"finwait-serve", "../libexec/finwait/finwait-serve"}
 
 // newServeCommand returns the command of a finwait without the agent. What that takes
-// to talk to Prometheus and OpenTelemetry would double the memory of all other
-// commands, and the time to start them. So it is in a program of its own, which is
+// to talk to Prometheus and OpenTelemetry would be in the memory of all other
+// commands, and in the time to start them. So it is in a program of its own, which is
 // the same command with the agent in it.
 func newServeCommand() *cobra.Command {
 	return &cobra.Command{

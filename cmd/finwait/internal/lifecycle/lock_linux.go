@@ -79,13 +79,6 @@ func setLock(file *os.File) error {
 	return os.NewSyscallError("fcntl", err)
 }
 
-// isLocked asks whether setLock would fail.
-func isLocked(file *os.File) (bool, error) {
-	lock := unix.Flock_t{Type: unix.F_WRLCK}
-	err := unix.FcntlFlock(file.Fd(), unix.F_OFD_GETLK, &lock)
-	return lock.Type != unix.F_UNLCK, os.NewSyscallError("fcntl", err)
-}
-
 func hasName(file *os.File, path string) (bool, error) {
 	open, err := file.Stat()
 	if err != nil {
@@ -139,34 +132,6 @@ func (l *Lock) Release() error {
 		err = nil
 	}
 	return errors.Join(err, l.file.Close())
-}
-
-// Running returns the agent of this host, nil if none runs. It takes less than a
-// tenth of a millisecond. Who may not open the lock must see the agent in /proc.
-func Running(stateDir string) (*Holder, error) {
-	file, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil, nil
-	case errors.Is(err, os.ErrPermission):
-		holder, alive := readHolder(stateDir)
-		if !alive {
-			return nil, nil
-		}
-		return &holder, nil
-	case err != nil:
-		return nil, fmt.Errorf("look for the agent: %w", err)
-	}
-	defer file.Close()
-	locked, err := isLocked(file)
-	if err != nil {
-		return nil, fmt.Errorf("look for the agent: %w", err)
-	}
-	if !locked {
-		return nil, nil
-	}
-	holder, _ := readHolder(stateDir)
-	return &holder, nil
 }
 
 // readHolder returns who the agent says to be, and the zero Holder if there is no

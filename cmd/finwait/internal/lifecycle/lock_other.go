@@ -17,6 +17,3 @@ func Acquire(stateDir, version string) (*Lock, error) {
 
 // Release does nothing.
 func (l *Lock) Release() error { return nil }
-
-// Running returns nil: no agent runs on this system.
-func Running(stateDir string) (*Holder, error) { return nil, nil }

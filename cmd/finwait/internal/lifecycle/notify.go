@@ -24,9 +24,6 @@ func Reloading() error {
 // Stopping says that the agent is about to end.
 func Stopping(status string) error { return notify(daemon.SdNotifyStopping, statusLine(status)) }
 
-// Status says in one line what the agent does.
-func Status(status string) error { return notify(statusLine(status)) }
-
 func statusLine(status string) string {
 	return "STATUS=" + strings.Join(strings.FieldsFunc(status, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
 }

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -170,36 +169,6 @@ func TestConcurrentScrapes(t *testing.T) {
 	}
 	scraping.Wait()
 	qt.Assert(t, qt.Equals(source.calls["counters"], scrapers*scrapes))
-}
-
-// TestLedgerComplete sets every field of the ledger to another number, and looks
-// for it under the field's name.
-func TestLedgerComplete(t *testing.T) {
-	var ledger tracer.Ledger
-	fields := reflect.ValueOf(&ledger).Elem()
-	want := map[string]uint64{}
-	for i := range fields.NumField() {
-		fields.Field(i).SetUint(uint64(i + 1))
-		want[snake(fields.Type().Field(i).Name)] = uint64(i + 1)
-	}
-	got := map[string]uint64{}
-	for _, e := range ledgerEntries(&ledger) {
-		got[e.name] = e.n
-	}
-	qt.Assert(t, qt.DeepEquals(got, want))
-}
-
-// snake returns a name in Go as a name in Prometheus.
-func snake(name string) string {
-	name = strings.ReplaceAll(name, "SYN", "Syn")
-	var b strings.Builder
-	for i, r := range name {
-		if r >= 'A' && r <= 'Z' && i > 0 {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToLower(b.String())
 }
 
 func TestProfileOptions(t *testing.T) {

@@ -91,13 +91,7 @@ func (c *Collector) collectAudit(ch chan<- prometheus.Metric) {
 	if audit.Time.IsZero() {
 		return
 	}
-	drift := audit.Claimed
-	for _, differences := range [][]tracer.Difference{audit.Differences, audit.Gone} {
-		for _, d := range differences {
-			drift[d.State] += uint64(max(d.Gauge-d.Kernel, d.Kernel-d.Gauge))
-		}
-	}
-	drift = drift.Folded()
+	drift := audit.Drift()
 	collectStates(ch, driftDesc, &drift)
 	ch <- gauge(auditDesc, unixSeconds(audit.Time))
 	ch <- gauge(auditMissedDesc, float64(len(audit.Missed.Netns)))
@@ -108,46 +102,10 @@ func (c *Collector) collectLedger(_ context.Context, ch chan<- prometheus.Metric
 	if err != nil {
 		return err
 	}
-	for _, e := range ledgerEntries(&ledger) {
-		ch <- count(ledgerDesc, e.n, e.name)
+	for entry, n := range ledger.All() {
+		ch <- count(ledgerDesc, n, entry)
 	}
 	return nil
-}
-
-type ledgerEntry struct {
-	name string
-	n    uint64
-}
-
-// ledgerEntries are all fields of the ledger.
-func ledgerEntries(l *tracer.Ledger) []ledgerEntry {
-	return []ledgerEntry{
-		{"seen", l.Seen},
-		{"emitted", l.Emitted},
-		{"ring_full", l.RingFull},
-		{"not_held", l.NotHeld},
-		{"recursion", l.Recursion},
-		{"taken_over", l.TakenOver},
-		{"decode", l.Decode},
-		{"storage_failed", l.StorageFailed},
-		{"unfollowed", l.Unfollowed},
-		{"handoff_full", l.HandoffFull},
-		{"watch_full", l.WatchFull},
-		{"unknown_state", l.UnknownState},
-		{"requests_full", l.RequestsFull},
-		{"completed_full", l.CompletedFull},
-		{"netns_full", l.NetnsFull},
-		{"stack_failed", l.StackFailed},
-		{"stale", l.Stale},
-		{"corrected", l.Corrected},
-		{"syn_cookies", l.SYNCookies},
-		{"conns_seen", l.ConnsSeen},
-		{"conns_emitted", l.ConnsEmitted},
-		{"conns_lost", l.ConnsLost},
-		{"conns_partial", l.ConnsPartial},
-		{"sweep_failed", l.SweepFailed},
-		{"profile_full", l.ProfileFull},
-	}
 }
 
 // collectQueues says what became of the records of each sink. What it is in none

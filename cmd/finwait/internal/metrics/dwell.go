@@ -10,14 +10,9 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-// oneSecond is the bucket of a [tracer.Histogram] that begins at a second. Bucket
-// i goes from 2^(i-oneSecond) seconds to twice that, and the first from 0. See
-// [tracer.BucketBounds].
-const oneSecond = 30
-
 // bound returns where bucket i ends, as a power of two of a second. This is also
 // the number of that bucket in a native histogram of schema 0.
-func bound(i int) int { return i + 1 - oneSecond }
+func bound(i int) int { return i + 1 - tracer.SecondBucket }
 
 // The classic buckets end at every second of those powers, from 15 µs to 18 hours:
 // 17 and +Inf. So a quantile is less than four times the true one, and all states

@@ -2,9 +2,6 @@ package otlp
 
 import (
 	"fmt"
-	"reflect"
-	"strings"
-	"unicode"
 
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/pmetric"
@@ -179,9 +176,6 @@ func (w *metricWriter) profile(p *tracer.Profile, err error) error {
 	return nil
 }
 
-// bucketOfSecond is the number of the tracer's bucket that begins with a second.
-const bucketOfSecond = 30
-
 // writeDwell writes it as an exponential histogram of scale 0, whose buckets have the
 // powers of two as their bounds as the tracer's have. Only what is exactly on a
 // bound is counted above it here, where OpenTelemetry has it below; and the
@@ -206,34 +200,20 @@ func writeDwell(point pmetric.ExponentialHistogramDataPoint, h *tracer.Histogram
 		return
 	}
 	point.SetMax(h.Max.Seconds())
-	point.Positive().SetOffset(int32(first - bucketOfSecond))
+	point.Positive().SetOffset(int32(first - tracer.SecondBucket))
 	point.Positive().BucketCounts().FromRaw(h.Buckets[first : last+1])
 }
 
-// ledger has every entry under the name of its field.
+// ledger has every entry.
 func (w *metricWriter) ledger(l tracer.Ledger, err error) error {
 	if err != nil {
 		return err
 	}
 	s := w.sum(ledgerMetric, true)
-	fields := reflect.ValueOf(l)
-	for i := range fields.NumField() {
-		s.add(fields.Field(i).Uint(), "finwait.entry", entryName(fields.Type().Field(i).Name))
+	for entry, n := range l.All() {
+		s.add(n, "finwait.entry", entry)
 	}
 	return nil
-}
-
-// entryName returns ring_full for RingFull, and syn_cookies for SYNCookies.
-func entryName(field string) string {
-	var b strings.Builder
-	runes := []rune(field)
-	for i, r := range runes {
-		if unicode.IsUpper(r) && i > 0 && (!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1])) {
-			b.WriteByte('_')
-		}
-		b.WriteRune(unicode.ToLower(r))
-	}
-	return b.String()
 }
 
 // audit has by how much the gauges were wrong at the last audit, if there was
@@ -242,13 +222,7 @@ func (w *metricWriter) audit(a tracer.Audit) {
 	if a.Time.IsZero() {
 		return
 	}
-	drift := a.Claimed
-	for _, differences := range [][]tracer.Difference{a.Differences, a.Gone} {
-		for _, d := range differences {
-			drift[d.State] += uint64(max(d.Gauge-d.Kernel, d.Kernel-d.Gauge))
-		}
-	}
-	drift = drift.Folded()
+	drift := a.Drift()
 	g := w.metric(counted{"finwait.drift", "{connection}", "By how many sockets the gauges were wrong at the last audit, which has put them right."}).SetEmptyGauge()
 	for _, s := range socketStates() {
 		p := g.DataPoints().AppendEmpty()
