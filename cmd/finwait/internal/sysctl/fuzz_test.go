@@ -74,8 +74,8 @@ func FuzzCmdline(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		lines, problems := parseCmdline(text)
 		for _, l := range lines {
-			if l.Value == "" && strings.Trim(text, whitespace) == "" || l.File != Cmdline || isGlob(l.Key) {
-				t.Fatalf("%+v", l)
+			if key, err := canonical(l.Key); key != l.Key || err != nil || l.File != Cmdline || isGlob(l.Key) {
+				t.Fatalf("%+v, %q, %v", l, key, err)
 			}
 		}
 		if n := strings.Count(text, "sysctl"); len(lines)+len(problems) > n {

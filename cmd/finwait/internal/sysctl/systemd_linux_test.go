@@ -29,21 +29,28 @@ func requireRoot(t testing.TB) {
 
 const systemdSysctl = "/usr/lib/systemd/systemd-sysctl"
 
-// inRoot runs a script in a mount namespace where the folders that systemd-sysctl reads
-// are those of root, and in a network namespace of its own.
-func inRoot(t testing.TB, root, script string, args ...string) string {
+// mounted are the folders that a root has instead of the host.
+var mounted = []string{"/etc", "/run", "/usr/local/lib", "/usr/lib/sysctl.d"}
+
+// requireSystemd skips the test if there is no systemd-sysctl to compare with.
+func requireSystemd(t testing.TB) {
 	t.Helper()
 	requireRoot(t)
-	const ours = "/usr/lib/sysctl.d"
-	for _, path := range []string{systemdSysctl, ours} {
+	for _, path := range append([]string{systemdSysctl}, mounted...) {
 		if _, err := os.Stat(path); err != nil {
 			t.Skipf("needs systemd-sysctl (Debian package systemd): %v", err)
 		}
 	}
-	for _, dir := range []string{"/etc", "/run", "/usr/local/lib", ours} {
+}
+
+// inRoot runs a script in a mount namespace where the folders that systemd-sysctl reads
+// are those of root, and in a network namespace of its own.
+func inRoot(t testing.TB, root, script string, args ...string) string {
+	t.Helper()
+	for _, dir := range mounted {
 		qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Join(root, dir), 0o755)))
 	}
-	script = `for dir in /etc /run /usr/local/lib ` + ours + `; do mount --bind "$0$dir" $dir; done; ` + script
+	script = `for dir in ` + strings.Join(mounted, " ") + `; do mount --bind "$0$dir" $dir; done; ` + script
 	cmd := exec.CommandContext(t.Context(), "unshare", append([]string{"--mount", "--net", "sh", "-euc", script, root}, args...)...)
 	cmd.Dir = "/"
 	var stderr bytes.Buffer
@@ -56,6 +63,7 @@ func inRoot(t testing.TB, root, script string, args ...string) string {
 // TestOrderOfSystemd compares the files that are read with those that systemd-sysctl
 // reads.
 func TestOrderOfSystemd(t *testing.T) {
+	requireSystemd(t)
 	const line = "net.ipv4.tcp_fin_timeout = 23\n"
 	root := plant(t, map[string]string{
 		"/etc/sysctl.conf":                  line,
@@ -99,6 +107,7 @@ var keepalives = []string{"net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_keepalive
 // TestEffectOfSystemd has systemd-sysctl apply files, and compares what the kernel has
 // then with what the files are said to set.
 func TestEffectOfSystemd(t *testing.T) {
+	requireSystemd(t)
 	for _, test := range []struct {
 		name  string
 		files map[string]string
