@@ -121,6 +121,13 @@ func TestPinsOfAnother(t *testing.T) {
 	qt.Assert(t, qt.IsNil(info.Lookup(uint32(0), &value)))
 	value[0]++ // of its layout
 	qt.Assert(t, qt.IsNil(info.Put(uint32(0), value)))
+	live, err := os.Open(filepath.Join(path, "live")) // as if the other still ran
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(unix.Flock(int(live.Fd()), unix.LOCK_EX)))
+	_, err = tracer.PinnedCounts(path)
+	qt.Check(t, qt.ErrorIs(err, tracer.ErrNotPinned))
+	qt.Check(t, qt.ErrorMatches(err, ".*the pinned counters are of another version"))
+	qt.Assert(t, qt.IsNil(live.Close()))
 	tr := pinnedTracer(t, path)
 	defer tr.Close()
 	_, inherited := tr.Inherited()
@@ -129,6 +136,59 @@ func TestPinsOfAnother(t *testing.T) {
 	ns.Do(func() { _, err = kindNamed(t, "active close").Run(connections, tracer.FamilyIPv6) })
 	qt.Assert(t, qt.IsNil(err))
 	awaitPinned(t, path, ns)
+}
+
+// TestPinnedCounts reads what one tracer after the other has counted: it is what each
+// says itself.
+func TestPinnedCounts(t *testing.T) {
+	path := bpffs(t)
+	_, err := tracer.PinnedCounts(path)
+	qt.Check(t, qt.ErrorIs(err, tracer.ErrNotPinned))
+
+	ns := netns.New(t)
+	begin := time.Now()
+	var since time.Time
+	for round := range 2 {
+		tr := pinnedTracer(t, path)
+		ns.Do(func() { _, err = kindNamed(t, "active close").Run(connections, tracer.FamilyIPv6) })
+		qt.Assert(t, qt.IsNil(err))
+		counts := assertPinnedCounts(t, path, tr)
+		qt.Check(t, qt.IsTrue(counts.Counters.Total() >= uint64(round+1)*5*connections))
+		qt.Check(t, qt.IsTrue(begin.Before(counts.Since) && counts.Since.Before(counts.Time)), qt.Commentf("%v", counts.Since))
+		if round == 0 {
+			since = counts.Since
+		}
+		qt.Check(t, qt.Equals(counts.Since, since))
+
+		qt.Assert(t, qt.IsNil(tr.Detach()))
+		_, err = tracer.PinnedCounts(path)
+		qt.Check(t, qt.ErrorIs(err, tracer.ErrNotPinned), qt.Commentf("nobody counts any more"))
+		qt.Check(t, qt.IsNil(tr.Close()))
+	}
+}
+
+// assertPinnedCounts compares what is pinned with what the tracer says, while no
+// socket of the host moves.
+func assertPinnedCounts(t *testing.T, path string, tr *tracer.Tracer) *tracer.Counts {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		before := countersOf(t, tr)
+		counts, err := tracer.PinnedCounts(path)
+		qt.Assert(t, qt.IsNil(err))
+		endings, err := tr.Endings()
+		qt.Assert(t, qt.IsNil(err))
+		if countersOf(t, tr) != before && time.Now().Before(deadline) {
+			continue
+		}
+		qt.Check(t, qt.IsTrue(counts.Counters == before))
+		qt.Check(t, qt.IsTrue(counts.Endings == endings))
+		var ended uint64
+		for _, n := range counts.Endings.All() {
+			ended += n
+		}
+		qt.Check(t, qt.IsTrue(ended >= connections))
+		return counts
+	}
 }
 
 // TestPinsNowhere names what is wrong with a place that cannot be.

@@ -3,6 +3,7 @@ package tracer
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -108,6 +109,11 @@ type CensusMissed struct {
 	HiddenProcesses int
 }
 
+func (m *CensusMissed) sort() {
+	slices.Sort(m.Vanished)
+	slices.Sort(m.Inexact)
+}
+
 // MissedNetns is a network namespace that a census found and could not read.
 type MissedNetns struct {
 	// Netns is its inode number, Name the name under which it is mounted, or "".
@@ -130,8 +136,8 @@ type CensusOptions struct {
 }
 
 func (o *CensusOptions) validate() error {
-	if o.Netns > SelfNetns {
-		return fmt.Errorf("census: unknown network namespace scope %d", o.Netns)
+	if err := o.Netns.validate(); err != nil {
+		return fmt.Errorf("census: %w", err)
 	}
 	if o.By > ByRemote {
 		return fmt.Errorf("census: unknown dimension %d", o.By)
@@ -153,6 +159,13 @@ const (
 	// privilege.
 	SelfNetns
 )
+
+func (s NetnsScope) validate() error {
+	if s > SelfNetns {
+		return fmt.Errorf("unknown network namespace scope %d", s)
+	}
+	return nil
+}
 
 // Dimension is what the sockets of a census are grouped by.
 type Dimension uint8

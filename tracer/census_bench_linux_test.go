@@ -40,6 +40,19 @@ func BenchmarkCensus(b *testing.B) {
 	}
 }
 
+// BenchmarkListSockets lists 100,000 sockets. They last a minute.
+func BenchmarkListSockets(b *testing.B) {
+	const sockets = 100_000
+	enterNetns(b)
+	fillTimeWait(b, sockets)
+	b.ReportAllocs()
+	for b.Loop() {
+		if n := len(listSockets(b)); n != sockets+1 {
+			b.Fatalf("%d sockets, want %d and a listener", n, sockets)
+		}
+	}
+}
+
 // timeNetstat returns the best of three runs, the shell's start included.
 func timeNetstat(b *testing.B) time.Duration {
 	b.Helper()

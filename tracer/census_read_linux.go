@@ -3,11 +3,8 @@ package tracer
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,34 +20,13 @@ const listedStates = 1<<StateEstablished | 1<<StateSynSent | 1<<StateSynRecv |
 	1<<StateListen | 1<<StateClosing
 
 // readNetns counts the sockets of each namespace and calls done with what came
-// of it, one call at a time, in no particular order. It returns an error only
-// if ctx is done or no thread could be prepared.
+// of it, as enterAll does.
 func readNetns(ctx context.Context, spaces []netns, by Dimension, done func(*netns, *tally, error)) error {
-	work := queue(spaces)
-	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
-	)
-	for range min(runtime.GOMAXPROCS(0), len(spaces)) {
-		wg.Go(func() {
-			r := &netnsReader{tally: newTally(by), buf: make([]byte, diagBufSize)}
-			visit := func(n *netns) error { return r.visit(ctx, n) }
-			err := enterEach(ctx, work, visit, func(n *netns, err error) {
-				mu.Lock()
-				defer mu.Unlock()
-				done(n, r.tally, err)
-			})
-			mu.Lock()
-			defer mu.Unlock()
-			errs = append(errs, err)
-		})
+	newVisit := func() func(*netns) (*tally, error) {
+		r := &netnsReader{tally: newTally(by), buf: make([]byte, diagBufSize)}
+		return func(n *netns) (*tally, error) { return r.tally, r.visit(ctx, n) }
 	}
-	wg.Wait()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return errors.Join(errs...)
+	return enterAll(ctx, spaces, newVisit, done)
 }
 
 // netnsReader counts the sockets of one namespace after the other.
@@ -66,15 +42,23 @@ func (r *netnsReader) visit(ctx context.Context, n *netns) error {
 		return err
 	}
 	defer conn.Close()
-	for range dumpAttempts {
+	r.tally.interrupted, err = untilExact(func() (bool, error) {
 		r.tally.reset(n.inode)
-		interrupted, err := r.count(ctx, conn)
+		return r.count(ctx, conn)
+	})
+	return err
+}
+
+// untilExact dumps again as long as the kernel says that its tables changed
+// meanwhile, and reports whether the last dump was no better.
+func untilExact(dump func() (interrupted bool, err error)) (inexact bool, err error) {
+	for range dumpAttempts {
+		interrupted, err := dump()
 		if err != nil || !interrupted {
-			return err
+			return false, err
 		}
 	}
-	r.tally.interrupted = true
-	return nil
+	return true, nil
 }
 
 // count adds the namespace's sockets to the tally.

@@ -62,7 +62,7 @@ func (t *tally) add(m diagMsg) {
 		return
 	}
 	t.states[state]++
-	if state == StateFinWait2 && m.timer() == diagTimerMini {
+	if state == StateFinWait2 && m.isMini() {
 		t.orphans++
 	}
 	switch t.by {

@@ -37,8 +37,12 @@ func (t *Tracer) Endings() (Endings, error) {
 	if t.countersOnly {
 		return Endings{}, fmt.Errorf("read endings: %w", errCountersOnly)
 	}
+	return readEndings(t.coll.Maps["endings"])
+}
+
+func readEndings(m *ebpf.Map) (Endings, error) {
 	var perCPU []bpfFinwaitEndings
-	if err := t.coll.Maps["endings"].Lookup(uint32(0), &perCPU); err != nil {
+	if err := m.Lookup(uint32(0), &perCPU); err != nil {
 		return Endings{}, fmt.Errorf("read endings: %w", err)
 	}
 	var sum Endings

@@ -21,6 +21,12 @@
 // namespace of the host. The tracer counts those that were there when it began
 // and all that have come since, and [Tracer.Audit] compares with the kernel.
 //
+// # Sockets, one by one
+//
+// [VisitNetns] goes through the network namespaces, and [Netns.ListSockets] lists
+// what is in one: each socket with its queues and its timer. [FindOwners] finds the
+// processes that hold them. Neither needs a tracer.
+//
 // # Containers
 //
 // [Cgroups] finds the path of the cgroup that an owner was in, and in it the

@@ -6,6 +6,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"sync"
 
 	"github.com/finwait/finwait/tracer"
 )
@@ -68,6 +69,37 @@ func ExampleTracer_Stuck() {
 	for _, g := range stuck.ByProcess() {
 		fmt.Printf("%d in %v of %q, the oldest for %v\n", g.Sockets, g.State, g.Owner.Comm(), g.Oldest)
 	}
+}
+
+// Find the processes that have not even noticed that their peers have closed.
+func ExampleVisitNetns() {
+	ctx := context.Background()
+	var (
+		mu     sync.Mutex
+		inodes []uint32
+	)
+	missed, err := tracer.VisitNetns(ctx, tracer.AllNetns, func(n *tracer.Netns) error {
+		sockets, _, err := n.ListSockets(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		for _, s := range sockets {
+			if s.State == tracer.StateCloseWait && s.ReceiveQueue > 0 && s.Inode != 0 {
+				inodes = append(inodes, s.Inode)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	owners, hidden, err := tracer.FindOwners(ctx, inodes)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for inode, process := range owners {
+		fmt.Printf("socket %d: %d %q\n", inode, process.PID, process.Comm)
+	}
+	fmt.Println(len(missed.Netns), "network namespaces and", hidden, "processes were not looked into")
 }
 
 func ExampleParseTransition() {

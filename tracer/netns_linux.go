@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,6 +91,42 @@ func enterEach(ctx context.Context, work <-chan *netns, visit func(*netns) error
 	return nil
 }
 
+// enterAll visits all namespaces, several at once. newVisit is called for each
+// thread, and what it returns on that thread in each namespace. done is called with
+// what came of it, one call at a time, in no particular order; the result means
+// something only if there is no error. enterAll returns an error only if ctx is
+// done or no thread could be prepared.
+func enterAll[T any](ctx context.Context, spaces []netns, newVisit func() func(*netns) (T, error), done func(*netns, T, error)) error {
+	work := queue(spaces)
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	for range min(runtime.GOMAXPROCS(0), len(spaces)) {
+		wg.Go(func() {
+			visit := newVisit()
+			var result T
+			err := enterEach(ctx, work, func(n *netns) (err error) {
+				result, err = visit(n)
+				return err
+			}, func(n *netns, err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				done(n, result, err)
+			})
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errors.Join(errs...)
+}
+
 // queue returns the namespaces as work for enterEach.
 func queue(spaces []netns) <-chan *netns {
 	work := make(chan *netns, len(spaces))
@@ -97,6 +135,36 @@ func queue(spaces []netns) <-chan *netns {
 	}
 	close(work)
 	return work
+}
+
+// netnsLedger keeps count of what came of the namespaces that were visited.
+type netnsLedger struct {
+	missed *CensusMissed
+	read   int
+	first  error
+}
+
+func (l *netnsLedger) add(n *netns, inexact bool, err error) {
+	if err != nil {
+		l.first = cmp.Or(l.first, err)
+		l.missed.Netns = append(l.missed.Netns, MissedNetns{Netns: n.inode, Name: n.name, Err: err})
+		return
+	}
+	l.read++
+	if inexact {
+		l.missed.Inexact = append(l.missed.Inexact, n.inode)
+	}
+}
+
+// err returns an error if nothing could be read.
+func (l *netnsLedger) err() error {
+	switch {
+	case l.read > 0:
+		return nil
+	case l.first != nil:
+		return l.first
+	}
+	return errors.New("no network namespace can be seen (is /proc mounted?)")
 }
 
 // netnsFinder collects the network namespaces of the host, each once.

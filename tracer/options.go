@@ -34,8 +34,9 @@ type Options struct {
 
 	// PinPath is a folder on a BPF file system, such as /sys/fs/bpf/finwait, in which
 	// the counters are pinned: Counters, Endings and Profile go on there with the next
-	// tracer that has the same PinPath, and [PinnedGauges] reads the gauges from
-	// another process. The Ledger is each tracer's own. The folder is made if it is not there. Default none.
+	// tracer that has the same PinPath; [PinnedGauges] reads the gauges from another
+	// process, and [PinnedCounts] the counters. The Ledger is each tracer's own. The
+	// folder is made if it is not there. Default none.
 	//
 	// What happens while there is no tracer is not counted. Counters that another
 	// version has left, with which this one cannot go on, begin at 0:

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -45,7 +46,18 @@ var errLayout = errors.New("the pinned counters are of another version")
 // that is about to begin or to end, or one of a version whose counters this one
 // does not understand. With EvidenceTimer, what mini-sockets do that nobody owns
 // may be [SweepInterval] old.
-func PinnedGauges(path string) (*Gauges, error) {
+func PinnedGauges(path string) (*Gauges, error) { return readPinned(path, readPinnedGauges) }
+
+// PinnedCounts returns the counters and the endings of a tracer of another process
+// that has them in that folder (Options.PinPath). They are as exact as its own
+// ([Tracer.Counters]), and as little read at one instant.
+//
+// It takes what [PinnedGauges] takes, and returns the same errors.
+func PinnedCounts(path string) (*Counts, error) { return readPinned(path, readPinnedCounts) }
+
+// readPinned reads maps that a tracer has pinned, with what it says of them. It
+// returns an error unless one tracer kept them right all the while.
+func readPinned[T any](path string, read func(path string, info *pinnedInfo) (*T, error)) (*T, error) {
 	if err := pinsInUse(path); err != nil {
 		return nil, err
 	}
@@ -59,7 +71,7 @@ func PinnedGauges(path string) (*Gauges, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := readPinnedGauges(path)
+	result, err := read(path, &before)
 	if err != nil {
 		return nil, err
 	}
@@ -67,8 +79,10 @@ func PinnedGauges(path string) (*Gauges, error) {
 	if err != nil || after.Epoch != before.Epoch || after.Epoch == 0 {
 		return nil, fmt.Errorf("%w: one is about to take over in %s", ErrNotPinned, path)
 	}
-	g.MissedNetns = int(before.Missed)
-	return g, pinsInUse(path)
+	if err := pinsInUse(path); err != nil {
+		return nil, err
+	}
+	return result, nil
 }
 
 // pinsInUse returns an error if there is no tracer that keeps the gauges right.
@@ -91,21 +105,53 @@ func pinsInUse(path string) error {
 	return fmt.Errorf("%w: %s", ErrNotPinned, path)
 }
 
-func readPinnedGauges(path string) (*Gauges, error) {
-	var maps [2]*ebpf.Map
-	for i, name := range []string{"gauges", pinCorrections} {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(path, name), &ebpf.LoadPinOptions{ReadOnly: true})
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNotPinned, err)
-		}
-		defer m.Close()
-		maps[i] = m
-	}
-	corrections, err := readCorrections(maps[1])
+func readPinnedGauges(path string, info *pinnedInfo) (*Gauges, error) {
+	gauges, corrections, err := openPinned(path, pinGauges, pinCorrections)
 	if err != nil {
 		return nil, err
 	}
-	return readGauges(maps[0], func(cookie uint64) correction { return corrections[cookie] })
+	defer gauges.Close()
+	defer corrections.Close()
+	by, err := readCorrections(corrections)
+	if err != nil {
+		return nil, err
+	}
+	g, err := readGauges(gauges, func(cookie uint64) correction { return by[cookie] })
+	if err != nil {
+		return nil, err
+	}
+	g.MissedNetns = int(info.Missed)
+	return g, nil
+}
+
+func readPinnedCounts(path string, info *pinnedInfo) (*Counts, error) {
+	matrix, endings, err := openPinned(path, "matrix", "endings")
+	if err != nil {
+		return nil, err
+	}
+	defer matrix.Close()
+	defer endings.Close()
+	c := &Counts{Time: time.Now().UTC(), Since: time.Unix(0, int64(info.SinceNs)).UTC()}
+	if c.Counters, err = readCounters(matrix); err != nil {
+		return nil, err
+	}
+	if c.Endings, err = readEndings(endings); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// openPinned opens two of the pinned maps, which the caller closes.
+func openPinned(path, one, other string) (a, b *ebpf.Map, err error) {
+	readOnly := &ebpf.LoadPinOptions{ReadOnly: true}
+	if a, err = ebpf.LoadPinnedMap(filepath.Join(path, one), readOnly); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrNotPinned, err)
+	}
+	if b, err = ebpf.LoadPinnedMap(filepath.Join(path, other), readOnly); err != nil {
+		a.Close()
+		return nil, nil, fmt.Errorf("%w: %w", ErrNotPinned, err)
+	}
+	return a, b, nil
 }
 
 func readCorrections(m *ebpf.Map) (map[uint64]correction, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,8 +22,8 @@ const (
 	sizeofDiagReq   = 60
 	sizeofDiagMsg   = 72
 
-	// diagTimerMini is the idiag_timer of a mini-socket: no full socket has it.
-	diagTimerMini = 3
+	// diagShutdown is INET_DIAG_SHUTDOWN, an attribute of a record.
+	diagShutdown = 8
 
 	// diagBufSize holds every datagram of a dump: the kernel sizes them after
 	// the reader's buffer, up to 32 KiB, and more is not worth waiting for.
@@ -207,7 +208,7 @@ func nlmsgAlign(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_
 type diagMsg []byte
 
 func (m diagMsg) family() Family { return Family(m[0]) }
-func (m diagMsg) timer() uint8   { return m[2] }
+func (m diagMsg) timer() Timer   { return Timer(m[2]) }
 func (m diagMsg) inode() uint32  { return binary.NativeEndian.Uint32(m[68:]) }
 
 // state returns the socket's state with half-open connections in StateSynRecv.
@@ -221,6 +222,60 @@ func (m diagMsg) state() State {
 	default:
 		return s
 	}
+}
+
+// isMini reports whether it is a mini-socket: no other has that timer.
+func (m diagMsg) isMini() bool { return m.timer() == TimerTimeWait }
+
+// isHalfOpen reports whether it is a request socket. inet_sk_diag_fill tells of
+// every full socket which of its sides are shut down, if none, too;
+// inet_req_diag_fill does not, and nothing else in a record tells a request from
+// a full socket in SYN_RECV that nobody has accepted.
+func (m diagMsg) isHalfOpen() bool {
+	return m.state() == StateSynRecv && !m.has(diagShutdown)
+}
+
+// has reports whether the record has an attribute of that type.
+func (m diagMsg) has(attr uint16) bool {
+	ne := binary.NativeEndian
+	for b := m[sizeofDiagMsg:]; len(b) >= unix.SizeofNlAttr; {
+		size := int(ne.Uint16(b))
+		if size < unix.SizeofNlAttr || size > len(b) {
+			break
+		}
+		if ne.Uint16(b[2:]) == attr {
+			return true
+		}
+		b = b[min(nlmsgAlign(size), len(b)):] // attributes align as messages do
+	}
+	return false
+}
+
+// socket returns what the record says of a socket in the namespace with that
+// inode number.
+func (m diagMsg) socket(netns uint32) Socket {
+	ne := binary.NativeEndian
+	return Socket{
+		Cookie:       uint64(ne.Uint32(m[44:])) | uint64(ne.Uint32(m[48:]))<<32,
+		Local:        unmapPort(m.local()),
+		Remote:       unmapPort(m.remote()),
+		Expires:      time.Duration(ne.Uint32(m[52:])) * time.Millisecond,
+		Netns:        netns,
+		Inode:        m.inode(),
+		UID:          ne.Uint32(m[64:]),
+		ReceiveQueue: ne.Uint32(m[56:]),
+		SendQueue:    ne.Uint32(m[60:]),
+		Family:       m.family(),
+		State:        m.state(),
+		Timer:        m.timer(),
+		Retransmits:  m[3],
+		Mini:         m.isMini(),
+		HalfOpen:     m.isHalfOpen(),
+	}
+}
+
+func unmapPort(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 // local and remote return the addresses in the socket's own family: an IPv6

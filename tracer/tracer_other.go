@@ -43,6 +43,9 @@ func CheckPinPath(string) error { return ErrNotSupported }
 // PinnedGauges is not supported.
 func PinnedGauges(string) (*Gauges, error) { return nil, ErrNotSupported }
 
+// PinnedCounts is not supported.
+func PinnedCounts(string) (*Counts, error) { return nil, ErrNotSupported }
+
 // SetFilter is not supported.
 func (*Tracer) SetFilter(*Filter, *ConnOptions) error { return ErrNotSupported }
 
