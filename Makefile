@@ -85,7 +85,7 @@ fuzz: ## Fuzz everything that parses, FUZZTIME each
 		done; \
 	done
 
-bench: bench-events bench-census bench-micro ## Run all benchmarks (root, and nothing else going on)
+bench: bench-events bench-census bench-doctor bench-micro ## Run all benchmarks (root, and nothing else going on)
 
 bench-events: build ## Measure what finwait and other tracers cost under load (Debian, root)
 	./test/install.sh libbpf-tools bpftrace linux-perf util-linux iproute2
@@ -94,6 +94,9 @@ bench-events: build ## Measure what finwait and other tracers cost under load (D
 bench-census: build ## Measure finwait count, netstat and ss on up to a million sockets (Debian, root)
 	./test/install.sh net-tools iproute2
 	go run ./test/bench -census -finwait ./finwait $(CENSUSFLAGS)
+
+bench-doctor: build ## Measure what finwait doctor takes on up to 100,000 sockets (root)
+	go run ./test/bench -doctor -finwait ./finwait -sizes 1000,100000 $(DOCTORFLAGS)
 
 bench-records: build ## Measure what records take as JSON (root; some minutes)
 	go run ./test/bench -records -finwait ./finwait $(RECORDSFLAGS)
@@ -105,9 +108,10 @@ bench-smoke: build ## Run every benchmark once, so that they stay alive
 	./test/install.sh net-tools iproute2
 	go run ./test/bench -finwait ./finwait -rounds 1 -spell 200ms -patterns all -tools 'finwait trace'
 	go run ./test/bench -census -finwait ./finwait -rounds 1 -sizes 100
+	go run ./test/bench -doctor -finwait ./finwait -rounds 1 -sizes 100
 	go test -p 1 -run '^$$' -bench . -benchtime 1x ./...
 
 clean: ## Remove what was built
 	rm -rf finwait finwait-serve dist
 
-.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell test-systemd packages dashboard lint fmt generate check-generate fuzz bench bench-events bench-census bench-records bench-micro bench-smoke clean
+.PHONY: help build demo test test-twice test-vm test-vm-all vm-shell test-systemd packages dashboard lint fmt generate check-generate fuzz bench bench-events bench-census bench-doctor bench-records bench-micro bench-smoke clean

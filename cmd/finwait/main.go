@@ -24,6 +24,7 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitFound  = 3 // of doctor alone
 )
 
 func main() {
@@ -62,6 +63,8 @@ func report(stderr io.Writer, command *cobra.Command, started bool, err error) i
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return exitDone
+	case errors.Is(err, errFindings):
+		return exitFound
 	case !started, errors.As(err, &usage):
 		fmt.Fprintf(stderr, "finwait: %s\nTry '%s --help'.\n", printable(err.Error()), command.CommandPath())
 		return exitUsage
@@ -111,6 +114,7 @@ before; and how many sockets are in each state now.`,
   finwait profile --duration 1m               how long sockets stay in each state
   finwait stuck                               what sits in a state for too long, and whose it is
   finwait report finwait.json                 what a log of transitions or connections says in all
+  finwait doctor                              what is wrong here, and what to change
   finwait explain CLOSE_WAIT
   finwait features                            whether and how it works on this host
   finwait serve --log /var/log/finwait.log    the agent: a log of records, and metrics for Prometheus`,
@@ -119,7 +123,7 @@ before; and how many sockets are in each state now.`,
 		SilenceUsage:  true,
 	}
 	root.AddCommand(
-		newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(),
+		newTraceCommand(), newConnsCommand(), newCountCommand(), newProfileCommand(), newStuckCommand(), newDoctorCommand(),
 		newReportCommand(), newServeCommand(), newExplainCommand(), newFeaturesCommand(),
 	)
 	return root

@@ -76,9 +76,8 @@ func runCensus(ctx context.Context, finwait, sizes string, rounds int, scratch s
 	if err != nil {
 		return nil, err
 	}
-	// So that the tools are ours to wait for: see countTool.run.
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return nil, fmt.Errorf("become a subreaper: %w", err)
+	if err := becomeSubreaper(); err != nil {
+		return nil, err
 	}
 	r := &censusReport{header: newHeader(rounds)}
 	for _, state := range crowdStates {
@@ -96,6 +95,14 @@ func runCensus(ctx context.Context, finwait, sizes string, rounds int, scratch s
 		}
 	}
 	return r, nil
+}
+
+// becomeSubreaper has the tools be ours to wait for: see countTool.run.
+func becomeSubreaper() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
+	return nil
 }
 
 func parseSizes(list string) (sizes []int, err error) {

@@ -36,6 +36,8 @@ func TestDocuments(t *testing.T) {
 	events, census := &report{}, &censusReport{}
 	readResults(t, "events.json", events)
 	readResults(t, "census.json", census)
+	doctor := &doctorReport{}
+	readResults(t, "doctor.json", doctor)
 	records := &recordsReport{}
 	readResults(t, "records.json", records)
 	fleet := newFleetTables(t, records, events)
@@ -46,6 +48,7 @@ func TestDocuments(t *testing.T) {
 		{"../README.md", "summary", func(b *bytes.Buffer) { writeMarkdown(b, summary{events}) }},
 		{"cost.md", "events", func(b *bytes.Buffer) { writeMarkdown(b, events) }},
 		{"cost.md", "census", func(b *bytes.Buffer) { writeMarkdown(b, census) }},
+		{"cost.md", "doctor", func(b *bytes.Buffer) { writeMarkdown(b, doctor) }},
 		{"fleet.md", "records", func(b *bytes.Buffer) { writeMarkdown(b, records) }},
 		{"fleet.md", "fleet-host", func(b *bytes.Buffer) { writeSections(b, fleet.host) }},
 		{"fleet.md", "fleet-scales", func(b *bytes.Buffer) { writeSections(b, fleet.scales...) }},

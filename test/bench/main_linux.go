@@ -14,6 +14,9 @@
 // each turn, though the former last a minute: see crowd.refresh. If they are not,
 // the report says so. Run that by make bench-census.
 //
+// With -doctor it measures how long finwait doctor takes beyond the time that it
+// watches, on as many sockets. Run that by make bench-doctor.
+//
 // With -records it measures what a record takes as a line of JSON, which
 // docs/fleet.md reckons with. Run that by make bench-records.
 package main
@@ -50,7 +53,8 @@ func run() error {
 		jsonFile = flag.String("json", "", "also write the results to this `file`")
 		from     = flag.String("from", "", "measure nothing, and write the results that an earlier run wrote to this `file` for a document")
 		census   = flag.Bool("census", false, "measure the commands that count sockets")
-		sizes    = flag.String("sizes", "1000,131072,1000000", "with -census, `numbers` of sockets, with commas between")
+		doctor   = flag.Bool("doctor", false, "measure finwait doctor")
+		sizes    = flag.String("sizes", "1000,131072,1000000", "with -census or -doctor, `numbers` of sockets, with commas between")
 		records  = flag.Bool("records", false, "measure what records take as JSON, for some minutes")
 		mixed    = flag.Int("connections", 50_000, "with -records, how many `connections` to make")
 		metrics  = flag.String("metrics", "cmd/finwait/internal/metrics/testdata", "with -records, the `folder` with what an agent tells Prometheus")
@@ -62,6 +66,8 @@ func run() error {
 		return republish(os.Stdout, &recordsReport{}, *from)
 	case *from != "" && *census:
 		return republish(os.Stdout, &censusReport{}, *from)
+	case *from != "" && *doctor:
+		return republish(os.Stdout, &doctorReport{}, *from)
 	case *from != "":
 		return republish(os.Stdout, &report{}, *from)
 	}
@@ -90,6 +96,10 @@ func run() error {
 			return err
 		}
 		return report.finwaitWrong()
+	}
+	if *doctor {
+		report, err := runDoctor(ctx, command, *sizes, *rounds, scratch)
+		return publish(report, err, *jsonFile)
 	}
 	if *records {
 		report, err := runRecords(ctx, command, *mixed, *metrics, scratch)

@@ -1,0 +1,135 @@
+// Package doctor says what is wrong with the TCP sockets of a host, from what package
+// observe has seen of it: what shows it, why it matters, and what to change.
+//
+// A rule is data and one function, in the file of what it is about: ports.go,
+// timewait.go and so on. To add one, write it and put it into its file's list. Its id,
+// once released, stays: machines go by it.
+package doctor
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+)
+
+// Severity says how bad a finding is.
+type Severity uint8
+
+// The severities.
+const (
+	// Info is harmless, or does nothing: good to know.
+	Info Severity = iota
+	// Warning does harm, or will.
+	Warning
+	// Critical fails connections, or is about to.
+	Critical
+)
+
+// String returns the severity as the JSON has it, such as "warning".
+func (s Severity) String() string { return [...]string{"info", "warning", "critical"}[s] }
+
+// Rule is one thing that can be wrong. But for Find it is text, for people: see
+// docs/doctor.md, which is made of it.
+type Rule struct {
+	// ID is its name, such as "close-wait-leak".
+	ID string
+	// Title says in a line what is wrong.
+	Title string
+	// Worst is the severity of its worst finding.
+	Worst Severity
+	// When says when it is found, with the numbers that decide.
+	When string
+	// Why says what it does to the host and to its users.
+	Why string
+	// Application is what to change in an application, first of all.
+	Application []string
+	// Sysctls are the settings that help, if the application cannot be changed.
+	Sysctls []Setting
+	// Useless is what is often tried and does not help.
+	Useless []string
+	// Check says how to see that it has helped.
+	Check string
+	// References are documents of the kernel, and RFCs with their section.
+	References []string
+
+	// find returns what is wrong, nothing on a healthy host.
+	find func(*observe.Host) []Finding
+}
+
+// Setting is a line for a sysctl file.
+type Setting struct {
+	// Line is the line, such as "net.ipv4.tcp_syncookies = 1".
+	Line string
+	// Note says what it does, and what it costs.
+	Note string
+}
+
+// Finding is one thing that is wrong.
+type Finding struct {
+	// Rule is what it is an instance of.
+	Rule     *Rule
+	Severity Severity
+	// Netns is the network namespace that it is in, nil if it is about the whole host.
+	Netns *observe.Netns
+	// Subject is what it is about: an address, a process, a file. It may hold what
+	// processes chose, and any byte.
+	Subject string
+	// Summary says in a line what is wrong, with the numbers. The same goes for it.
+	Summary string
+	// Facts are the numbers that show it.
+	Facts []Fact
+	// Sysctls are the settings that help here, with the values for this host. If there
+	// are none, those of the rule are meant.
+	Sysctls []Setting
+}
+
+// Settings returns the settings that help.
+func (f *Finding) Settings() []Setting {
+	if f.Sysctls != nil {
+		return f.Sysctls
+	}
+	return f.Rule.Sysctls
+}
+
+// Fact is a number, or a word, that shows something. Its name has the unit if it has
+// one, as in "time_left_seconds".
+type Fact struct {
+	Name string
+	// Value is a bool, an int, a uint64, a float64 or a string.
+	Value any
+}
+
+// Rules returns all rules, by subject.
+func Rules() []*Rule { return rules }
+
+// Lookup returns the rule of that id, in any case.
+func Lookup(id string) (*Rule, error) {
+	for _, r := range rules {
+		if strings.EqualFold(r.ID, id) {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("no finding has the id %q", id)
+}
+
+// Diagnose returns what is wrong with a host, the worst first. It is empty for a
+// healthy one.
+func Diagnose(h *observe.Host) []Finding {
+	var all []Finding
+	for _, r := range rules {
+		for _, f := range r.find(h) {
+			f.Rule = r
+			all = append(all, f)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
+	return all
+}
+
+// rules are all of them, by subject, in the order of docs/doctor.md.
+var rules = slices.Concat(
+	portRules, timeWaitRules, openingRules, listenerRules, closingRules, resetRules, conntrackRules, memoryRules, settingRules,
+)

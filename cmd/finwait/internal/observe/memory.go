@@ -1,0 +1,30 @@
+package observe
+
+import (
+	"os"
+
+	"github.com/finwait/finwait/cmd/finwait/internal/procnet"
+	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
+)
+
+// readMemory reads what TCP takes on the whole host.
+func readMemory() (Memory, error) {
+	var m Memory
+	stat, err := procnet.ReadSockstat()
+	if err != nil {
+		return m, err
+	}
+	m.Pages, m.Orphans, m.PageSize = stat.MemoryPages, stat.Orphans, uint64(os.Getpagesize())
+	values := sysctl.ReadValues([]string{"net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans"})
+	if pages, ok := values.Ints("net.ipv4.tcp_mem"); ok && len(pages) == 3 {
+		m.PressurePages, m.MaxPages = uint64(pages[1]), uint64(pages[2])
+	}
+	if most, ok := values.Int("net.ipv4.tcp_max_orphans"); ok {
+		m.MaxOrphans = uint64(most)
+	}
+	// Neither is known on every kernel, and then what needs it is not said.
+	sizes, _ := procnet.ReadSizes()
+	m.MiniSocket, m.MiniSocketIPv6 = sizes.TimeWait, sizes.TimeWait6
+	m.EstablishedHash, _, _ = procnet.EstablishedHash()
+	return m, nil
+}

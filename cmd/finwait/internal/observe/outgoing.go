@@ -1,0 +1,88 @@
+package observe
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/finwait/finwait/tracer"
+)
+
+// path is where the connections of an Outgoing go.
+type path struct {
+	local  netip.Addr
+	remote netip.AddrPort
+}
+
+// outgoing returns the connections whose ports the kernel has chosen, by their ends.
+func (c *comparison) outgoing() []Outgoing {
+	paths := map[path]*Outgoing{}
+	holders := map[path]map[Process]int{}
+	still := make(map[uint64]bool, len(c.after.sockets))
+	for i := range c.after.sockets {
+		s := &c.after.sockets[i]
+		still[s.Cookie] = true
+		if s.State == tracer.StateListen || s.State == tracer.StateSynRecv || !c.isChosen(s) {
+			continue
+		}
+		p := path{s.Local.Addr(), s.Remote}
+		o := paths[p]
+		if o == nil {
+			o = &Outgoing{Local: p.local, Remote: p.remote}
+			paths[p], holders[p] = o, map[Process]int{}
+		}
+		o.add(s)
+		if _, known := c.known[s.Cookie]; !known {
+			o.New++
+		}
+		if owner := c.owner(s); owner.PID != 0 {
+			holders[p][owner]++
+		}
+	}
+	c.countGone(paths, still)
+	all := make([]Outgoing, 0, len(paths))
+	for p, o := range paths {
+		slices.Sort(o.TimeWait)
+		o.Owner = most(holders[p])
+		all = append(all, *o)
+	}
+	slices.SortFunc(all, func(a, b Outgoing) int {
+		return cmp.Or(cmp.Compare(b.Ports(), a.Ports()), a.Local.Compare(b.Local), a.Remote.Compare(b.Remote))
+	})
+	return all
+}
+
+// add counts the port of a socket.
+func (o *Outgoing) add(s *tracer.Socket) {
+	switch {
+	case s.State == tracer.StateTimeWait:
+		o.TimeWait = append(o.TimeWait, s.Expires)
+	case s.Mini:
+		o.FinWait2++
+	default:
+		o.Open++
+	}
+}
+
+// countGone counts the ports of full sockets of the first look that are free.
+func (c *comparison) countGone(paths map[path]*Outgoing, still map[uint64]bool) {
+	for i := range c.before.sockets {
+		s := &c.before.sockets[i]
+		if s.Mini || s.State == tracer.StateListen || still[s.Cookie] {
+			continue
+		}
+		if o := paths[path{s.Local.Addr(), s.Remote}]; o != nil && c.isChosen(s) {
+			o.Gone++
+		}
+	}
+}
+
+// most returns the process that holds the most, none if there are none.
+func most(holders map[Process]int) (first Process) {
+	for p, n := range holders {
+		if n > holders[first] || n == holders[first] && p.PID < first.PID {
+			first = p
+		}
+	}
+	return first
+}
