@@ -33,7 +33,7 @@ func (s *Sizes) caches() map[string]*uint64 {
 }
 
 // ReadSizes asks the allocator, which answers root at once, or reckons from the
-// kernel's types (BTF), which takes anyone some milliseconds: a caller asks once,
+// kernel's types (BTF), which takes anyone some 50 ms and 4 MiB: a caller asks once,
 // and only if it is going to tell. The error says why the size of a socket in
 // TIME_WAIT could not be found.
 func ReadSizes() (Sizes, error) {
