@@ -68,11 +68,17 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 		return nil, err
 	}
 	h.Ended = after.at
-	if h.Traffic, err = w.stop(ctx); err != nil {
+	stopped := make(chan error, 1)
+	go func() {
+		var err error
+		h.Traffic, err = w.stop(ctx)
+		stopped <- err
+	}()
+	h.compare(before, after)
+	if err := <-stopped; err != nil {
 		return nil, err
 	}
-	h.Unseen = append(h.Unseen, w.unseen...)
-	h.compare(before, after)
+	h.Unseen = append(w.unseen, h.Unseen...)
 	if h.Settings, err = sysctl.ReadFiles("/"); err != nil {
 		h.cannotSee("the files that set sysctls", err)
 	}
