@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 # objects are what it says. nginx and the rest of that line are programs that are
 # watched. The line after it is for the agent and its packages, the last for the
 # virtual machines.
-./test/install.sh make git gcc libc6-dev iproute2 net-tools bpftool util-linux procps \
+./test/install.sh make git gcc libc6-dev iproute2 net-tools bpftool util-linux procps nftables \
 	clang-19 llvm-19 clang-format-19 libbpf-dev shellcheck \
 	nginx wrk curl redis-server redis-tools \
 	prometheus logrotate lintian rpm systemd mmdebstrap \
