@@ -23,9 +23,9 @@ import (
 // theirs. To see the processes of other users takes CAP_SYS_PTRACE; those of
 // PID namespaces that /proc does not show are not seen at all.
 //
-// The time that it takes is that of reading /proc/PID/fd of every process: about a
-// second for a million open files. If ctx is done first, the error is that of ctx. It
-// is safe for concurrent use.
+// It takes some microseconds for each open file of the host's processes, which is the
+// kernel's time for /proc/PID/fd. If ctx is done first, the error is that of ctx. It is
+// safe for concurrent use.
 func FindOwners(ctx context.Context, inodes []uint32) (owners map[uint32]Process, hidden int, err error) {
 	owners = make(map[uint32]Process, len(inodes))
 	for _, inode := range inodes {

@@ -116,6 +116,26 @@ func TestVisitNetnsInexact(t *testing.T) {
 	qt.Assert(t, qt.DeepEquals(missed, CensusMissed{Inexact: []uint32{inode}}))
 }
 
+// TestCensusCannotEnter has a namespace that cannot be entered, and one that can.
+func TestCensusCannotEnter(t *testing.T) {
+	self, err := threadNetns()
+	qt.Assert(t, qt.IsNil(err))
+	defer self.close()
+	bad := netns{fd: -1, inode: 1, name: "bad"}
+	for _, spaces := range [][]netns{{bad}, {bad, self}} {
+		var c Census
+		err := c.read(t.Context(), spaces, newTally(ByNothing))
+		if len(spaces) == 1 {
+			qt.Check(t, qt.ErrorIs(err, error(unix.EBADF)))
+		} else {
+			qt.Check(t, qt.IsNil(err))
+		}
+		qt.Check(t, qt.Equals(c.Namespaces, len(spaces)-1))
+		qt.Assert(t, qt.HasLen(c.Missed.Netns, 1))
+		qt.Check(t, qt.Equals(c.Missed.Netns[0].Name, "bad"))
+	}
+}
+
 func TestUntilExact(t *testing.T) {
 	dumps := 0
 	after := func(n int) func() (bool, error) {
