@@ -84,7 +84,7 @@ var settingConditions = []condition{
 		check: func(t *testing.T, d *diagnosis) {
 			f := d.find(t, "sysctl-port-range")
 			qt.Check(t, qt.Equals(f.Facts["ports"], any("5301")))
-			qt.Check(t, qt.Equals(f.Sysctls[0].Line, "net.ipv4.ip_local_reserved_ports = 5323,5301"))
+			qt.Check(t, qt.Equals(f.Sysctls[0].Line, "net.ipv4.ip_local_reserved_ports = 5301,5323"))
 		},
 	},
 }

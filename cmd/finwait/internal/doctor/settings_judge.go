@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -211,7 +212,7 @@ func judgePortRange(w world, value string) opinion {
 	if len(taken) == 0 {
 		return opinion{}
 	}
-	ports := strings.Join(taken, ",")
+	ports := joinPorts(nil, taken)
 	note := "outgoing connections leave these ports alone, and whoever asks for them by number gets them"
 	if line, set := setLine(w, "net.ipv4.ip_local_reserved_ports"); set {
 		note += "; in place of " + where(line)
@@ -237,7 +238,7 @@ func setLine(w world, key string) (sysctl.Line, bool) {
 // exposedPorts returns the ports that somebody listens on and that an outgoing
 // connection could have, in order. Those of the default range are not among them: there
 // the kernel has chosen them for whoever asked for any.
-func exposedPorts(n *observe.Netns, first, last int64, kept []sysctl.PortRange) []string {
+func exposedPorts(n *observe.Netns, first, last int64, kept []sysctl.PortRange) []uint16 {
 	var ports []uint16
 	for i := range n.Listeners {
 		port := n.Listeners[i].Local.Port()
@@ -248,24 +249,29 @@ func exposedPorts(n *observe.Netns, first, last int64, kept []sysctl.PortRange) 
 		ports = append(ports, port)
 	}
 	slices.Sort(ports)
-	var texts []string
-	for _, port := range slices.Compact(ports) {
-		texts = append(texts, strconv.Itoa(int(port)))
-	}
-	return texts
+	return slices.Compact(ports)
 }
 
-// joinPorts adds ports to those that are kept already.
-func joinPorts(kept []sysctl.PortRange, ports []string) string {
-	var all []string
-	for _, r := range kept {
-		text := strconv.Itoa(int(r.First))
-		if r.Last > r.First {
-			text += "-" + strconv.Itoa(int(r.Last))
-		}
-		all = append(all, text)
+// joinPorts returns the list of both as a sysctl has it, such as 3306,8080-8081.
+func joinPorts(ranges []sysctl.PortRange, ports []uint16) string {
+	all := slices.Clone(ranges)
+	for _, port := range ports {
+		all = append(all, sysctl.PortRange{First: port, Last: port})
 	}
-	return strings.Join(append(all, ports...), ",")
+	slices.SortFunc(all, func(a, b sysctl.PortRange) int { return cmp.Compare(a.First, b.First) })
+	var texts []string
+	for i := 0; i < len(all); {
+		first, last := all[i].First, all[i].Last
+		for i++; i < len(all) && int(all[i].First) <= int(last)+1; i++ {
+			last = max(last, all[i].Last)
+		}
+		text := strconv.Itoa(int(first))
+		if last > first {
+			text += "-" + strconv.Itoa(int(last))
+		}
+		texts = append(texts, text)
+	}
+	return strings.Join(texts, ",")
 }
 
 func judgeEstablishedTimeout(w world, value string) opinion {

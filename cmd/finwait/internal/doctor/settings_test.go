@@ -331,10 +331,10 @@ func TestSettingsFinding(t *testing.T) {
 // A line to reserve ports has those that are reserved already.
 func TestSettingsReservedPorts(t *testing.T) {
 	h := applied(lines(tuning, "net.ipv4.ip_local_port_range = 1024 65000", "net.ipv4.ip_local_reserved_ports = 9000-9010,7000")...)
-	listens(8080, 3306, 9005, 22, 40000)(&h.Namespaces[0])
+	listens(8081, 8080, 3306, 9005, 22, 40000)(&h.Namespaces[0])
 	findings := Diagnose(h)
 	qt.Assert(t, qt.HasLen(findings, 1))
-	qt.Check(t, qt.Equals(findings[0].Sysctls[0].Line, "net.ipv4.ip_local_reserved_ports = 7000,9000-9010,3306,8080"))
+	qt.Check(t, qt.Equals(findings[0].Sysctls[0].Line, "net.ipv4.ip_local_reserved_ports = 3306,7000,8080-8081,9000-9010"))
 	qt.Check(t, qt.StringContains(findings[0].Sysctls[0].Note, "in place of /etc/sysctl.d/99-tuning.conf:2"))
 }
 
@@ -366,6 +366,19 @@ func TestSettingsFold(t *testing.T) {
 	qt.Check(t, qt.Equals(last.Subject, "net.ipv4.tcp_typo04 and 18 more"))
 	qt.Check(t, qt.Equals(last.Facts[0], Fact{"more", 19}))
 	qt.Check(t, qt.HasLen(Judge(h), 23))
+}
+
+// Why something does not exist is said as far as it can be.
+func TestNoSysctlReason(t *testing.T) {
+	for key, says := range map[string]string{
+		"net.ipv4.tcp_mem":                          "the whole host's",
+		"net.ipv4.tcp_typo":                         "mistyped, or this kernel",
+		"net.netfilter.nf_conntrack_max":            "connection tracking is not loaded",
+		"net.ipv4.netfilter.ip_conntrack_tcp_loose": "since Linux 4.9",
+	} {
+		qt.Check(t, qt.StringContains(noSysctlReason(settingOf(key)), says), qt.Commentf("%s", key))
+		qt.Check(t, qt.IsTrue(bearsOnTCP(key)), qt.Commentf("%s", key))
+	}
 }
 
 // A line that is no assignment sets nothing.
