@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -262,4 +263,22 @@ func unreadLines(h *observe.Host) (lines []sysctl.Line) {
 		}
 	}
 	return lines
+}
+
+// Instead returns the line of the host's sysctl files in whose place a setting goes, such
+// as /etc/sysctl.d/99-tuning.conf:3: one in the file that it is meant for would be
+// overridden by that line, or contradict it. It is "" if the setting may go there.
+func Instead(h *observe.Host, s *Setting, file string) string {
+	if h.Settings == nil {
+		return ""
+	}
+	key, _, _ := strings.Cut(s.Line, "=")
+	line, set := h.Settings.Last(strings.TrimSpace(key))
+	switch {
+	case !set || line.File == sysctl.Cmdline || line.Key != strings.TrimSpace(key):
+		return "" // patterns do not set what a line names
+	case isVendors(line) && path.Base(line.File) < path.Base(file):
+		return ""
+	}
+	return where(line)
 }

@@ -368,6 +368,29 @@ func TestSettingsFold(t *testing.T) {
 	qt.Check(t, qt.HasLen(Judge(h), 23))
 }
 
+// A line that helps goes where another does not override it.
+func TestInstead(t *testing.T) {
+	h := configured(nil, slices.Concat(
+		lines(sysctl.Cmdline, "net.ipv4.tcp_retries1 = 4"),
+		lines("/usr/lib/sysctl.d/50-v.conf", "net.ipv4.tcp_syn_retries = 2", "net.ipv4.tcp_sack = 1", "net.ipv4.tcp_key* = 1"),
+		lines("/etc/sysctl.d/60-a.conf", "net.ipv4.tcp_sack = 0"),
+		lines("/usr/lib/sysctl.d/95-v.conf", "net.ipv4.tcp_dsack = 1"),
+		lines(tuning, "net.ipv4.tcp_fin_timeout = 30"),
+	)...)
+	for key, want := range map[string]string{
+		"net.ipv4.tcp_fin_timeout":    tuning + ":1",
+		"net.ipv4.tcp_sack":           "/etc/sysctl.d/60-a.conf:1",
+		"net.ipv4.tcp_dsack":          "/usr/lib/sysctl.d/95-v.conf:1",
+		"net.ipv4.tcp_syn_retries":    "",
+		"net.ipv4.tcp_keepalive_time": "",
+		"net.ipv4.tcp_retries1":       "",
+		"net.ipv4.tcp_retries2":       "",
+	} {
+		qt.Check(t, qt.Equals(Instead(h, &Setting{Line: key + " = 1"}, "/etc/sysctl.d/90-tcp.conf"), want), qt.Commentf("%s", key))
+	}
+	qt.Check(t, qt.Equals(Instead(&observe.Host{}, &Setting{Line: "a = 1"}, tuning), ""))
+}
+
 // Why something does not exist is said as far as it can be.
 func TestNoSysctlReason(t *testing.T) {
 	for key, says := range map[string]string{
