@@ -23,8 +23,8 @@ var conntrackFull = &Rule{
 	Worst: Critical,
 	When: `a network namespace has four fifths of net.netfilter.nf_conntrack_max entries; it is critical from 95 percent on, or if
 		packets were dropped while it was watched.`,
-	Why: `Once the table is full the kernel drops the first packet of every new connection, of every protocol, in and out: SYNs
-		and queries of DNS get no answer, while what is under way works on. An entry is not a socket: it stays for two minutes after a
+	Why: `Once the table is full, and no half-open entry can give way, the kernel drops the first packet of every new connection
+		that it is to track, of every protocol, in and out: SYNs and queries of DNS get no answer, while what is under way works on. An entry is not a socket: it stays for two minutes after a
 		connection has ended (nf_conntrack_tcp_timeout_time_wait), and up to five days if an end vanished without a word
 		(nf_conntrack_tcp_timeout_established). The limit is that of each network namespace by itself; as a rule only the initial one
 		can set it.`,
