@@ -28,13 +28,34 @@ type condition struct {
 
 var conditions = slices.Concat(
 	portConditions, timeWaitConditions, openingConditions, listenerConditions, closingConditions,
-	resetConditions, conntrackConditions, memoryConditions,
+	resetConditions, conntrackConditions, memoryConditions, settingConditions,
 )
 
 // patient is a network namespace that has something.
 type patient struct {
 	t  *testing.T
 	ns *netns.NS
+}
+
+// inhabited makes a namespace with a thread in it: one that nothing but a descriptor keeps
+// is not found.
+func inhabited(t testing.TB) *netns.NS {
+	t.Helper()
+	ns, leave := netns.New(t), make(chan struct{})
+	var there sync.WaitGroup
+	arrived := make(chan struct{})
+	there.Go(func() {
+		ns.Do(func() {
+			close(arrived)
+			<-leave
+		})
+	})
+	<-arrived
+	t.Cleanup(func() {
+		close(leave)
+		there.Wait()
+	})
+	return ns
 }
 
 // meanwhile calls f again and again in the namespace, on a thread of its own, until the
@@ -68,6 +89,7 @@ type diagnosis struct {
 	WatchedSeconds float64           `json:"watched_seconds"`
 	Sockets        map[string]uint64 `json:"sockets"`
 	Findings       []finding         `json:"findings"`
+	Settings       []judgement       `json:"settings"`
 	Traffic        struct {
 		Source       string
 		Since, Until time.Time
@@ -110,7 +132,12 @@ func (p *patient) diagnose(args ...string) *diagnosis {
 
 func runDoctor(t *testing.T, args ...string) *diagnosis {
 	t.Helper()
-	cmd := exec.Command(binary(t), slices.Concat([]string{"doctor", "--format", "json"}, args)...)
+	return diagnosed(t, exec.Command(binary(t), slices.Concat([]string{"doctor", "--format", "json"}, args)...))
+}
+
+// diagnosed runs a command that is finwait doctor in the end.
+func diagnosed(t *testing.T, cmd *exec.Cmd) *diagnosis {
+	t.Helper()
 	proc := spawn(t, cmd)
 	<-proc.ended
 	d := &diagnosis{code: cmd.ProcessState.ExitCode(), stderr: proc.stderr.String()}
@@ -140,7 +167,7 @@ func (d *diagnosis) check(t *testing.T, planted ...condition) {
 func TestDoctor(t *testing.T) {
 	for _, c := range conditions {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
-			p := &patient{t, netns.New(t)}
+			p := &patient{t, inhabited(t)}
 			c.plant(p)
 			d := p.diagnose()
 			d.check(t, c)
@@ -160,7 +187,7 @@ func TestDoctorThreeAtOnce(t *testing.T) {
 			names = append(names, strings.ReplaceAll(c.name, " ", "_"))
 		}
 		t.Run(strings.Join(names, "+"), func(t *testing.T) {
-			p := &patient{t, netns.New(t)}
+			p := &patient{t, inhabited(t)}
 			for _, c := range three {
 				c.plant(p)
 			}

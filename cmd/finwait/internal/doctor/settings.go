@@ -1,3 +1,413 @@
 package doctor
 
-var settingRules = []*Rule{}
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
+)
+
+// Verdict says what a line of a sysctl file is worth.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// VerdictDefault sets what the kernel has by default: the line does nothing.
+	VerdictDefault Verdict = iota
+	// VerdictEffective does what the sysctl is for.
+	VerdictEffective
+	// VerdictNoEffect changes nothing on this host, or not what it is set for.
+	VerdictNoEffect
+	// VerdictHarmful does more harm than good.
+	VerdictHarmful
+	// VerdictOverridden is set anew by another line.
+	VerdictOverridden
+	// VerdictUnknown is for a sysctl that does not exist here.
+	VerdictUnknown
+)
+
+// String returns the verdict as the JSON has it, such as "no-effect".
+func (v Verdict) String() string {
+	return [...]string{"default", "effective", "no-effect", "harmful", "overridden", "unknown"}[v]
+}
+
+// Judgement is what is to be said of a line of a sysctl file.
+type Judgement struct {
+	// Key is the sysctl. A line with a pattern has a judgement for each that it sets.
+	Key  string
+	Line sysctl.Line
+
+	Verdict Verdict
+	// Why is the reason, one sentence or some.
+	Why string
+	// Running is the value that runs in the host's own network namespace, "" if it is
+	// not known.
+	Running string
+	// Rule is the id of the finding that the line is in, "" if it is in none.
+	Rule string
+}
+
+// Judge judges the lines of the host's sysctl files that bear on TCP, in the order in
+// which they are read. There are none if the files or the host's own network namespace
+// were not looked at.
+func Judge(h *observe.Host) []Judgement {
+	n := filesNetns(h)
+	if n == nil {
+		return nil
+	}
+	var all []Judgement
+	for _, key := range keysSet(h, n) {
+		lines := h.Settings.All(key)
+		for _, line := range lines {
+			all = append(all, judgeLine(h, n, key, line))
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Judgement) int {
+		return cmp.Compare(position(h.Settings, a.Line), position(h.Settings, b.Line))
+	})
+	for _, line := range unreadLines(h) {
+		all = append(all, Judgement{
+			Key: line.Key, Line: line, Verdict: VerdictNoEffect, Why: "systemd-sysctl does not read this file.",
+			Running: n.Sysctls[line.Key], Rule: sysctlConfNotRead,
+		})
+	}
+	return all
+}
+
+// judgeLine judges a line that sets a key, maybe by a pattern.
+func judgeLine(h *observe.Host, n *observe.Netns, key string, line sysctl.Line) Judgement {
+	j := Judgement{Key: key, Line: line, Running: n.Sysctls[key]}
+	s := settingOf(key)
+	o := s.opinion(world{h, n, true}, line.Value)
+	last, set := h.Settings.Last(key)
+	switch {
+	case o.gone:
+		j.Verdict, j.Why, j.Rule = o.verdict, o.why, o.rule
+	case slices.Contains(n.NoSysctl, key):
+		j.Verdict, j.Why, j.Rule = VerdictUnknown, noSysctlReason(s), sysctlUnknown
+	case !set:
+		j.Verdict, j.Why = VerdictOverridden, "A line with nothing but the name and a - before it makes it void."
+	case line.Exclude:
+		j.Verdict, j.Why = VerdictEffective, "It keeps patterns from setting it."
+	case line != last:
+		j.Verdict, j.Why = VerdictOverridden, fmt.Sprintf("%s sets it to %s.", where(last), last.Value)
+		if sysctl.Equal(line.Value, last.Value) {
+			j.Why = where(last) + " sets it too, to the same value."
+		}
+		if isContested(line, last) {
+			j.Rule = sysctlOverridden
+		}
+	default:
+		j.Verdict, j.Why, j.Rule = o.verdict, o.why, o.rule
+		if running, ok := n.Sysctls[key]; ok && !sysctl.Equal(running, line.Value) && j.Rule == "" {
+			j.Rule = sysctlNotApplied
+		}
+	}
+	return j
+}
+
+// position is the place of a line among all.
+func position(files *sysctl.Files, line sysctl.Line) int {
+	return slices.IndexFunc(files.Lines, func(l sysctl.Line) bool { return l == line })
+}
+
+// filesNetns returns the namespace that the sysctl files are for, nil if that or the
+// files were not looked at.
+func filesNetns(h *observe.Host) *observe.Netns {
+	if h.Settings == nil {
+		return nil
+	}
+	i := slices.IndexFunc(h.Namespaces, func(n observe.Netns) bool { return n.Host })
+	if i < 0 {
+		return nil
+	}
+	return &h.Namespaces[i]
+}
+
+// keysSet returns the sysctls that the files set, by name or by pattern, and that bear
+// on TCP.
+func keysSet(h *observe.Host, n *observe.Netns) []string {
+	set := map[string]bool{}
+	for key := range h.Settings.Keys() {
+		if !strings.ContainsAny(key, "*?[") && bearsOnTCP(key) {
+			set[key] = true
+		}
+	}
+	for key := range n.Sysctls {
+		if bearsOnTCP(key) && len(h.Settings.All(key)) > 0 {
+			set[key] = true
+		}
+	}
+	return sortedKeys(set)
+}
+
+func sortedKeys(set map[string]bool) []string {
+	keys := make([]string, 0, len(set))
+	for key := range set {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// bearsOnTCP reports whether a sysctl bears on TCP, or whoever set it may have thought so.
+func bearsOnTCP(key string) bool {
+	if !strings.HasPrefix(key, "net.") && !strings.HasPrefix(key, "ipv4.") {
+		return false
+	}
+	name := key[strings.LastIndexByte(key, '.')+1:]
+	for _, prefix := range []string{"tcp_", "ip_local_", "nf_conntrack_", "ip_conntrack_", "somaxconn"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// where says where a line is.
+func where(l sysctl.Line) string {
+	if l.Number == 0 {
+		return l.File
+	}
+	return l.File + ":" + strconv.Itoa(l.Number)
+}
+
+// world is the sysctls of a network namespace: those that run, or those that it will
+// have when the host has started anew.
+type world struct {
+	host  *observe.Host
+	netns *observe.Netns
+	next  bool
+}
+
+func (w world) value(key string) (string, bool) {
+	if w.next {
+		if line, ok := w.host.Settings.Last(key); ok {
+			return line.Value, true
+		}
+	}
+	v, ok := w.netns.Sysctls[key]
+	return v, ok
+}
+
+// is reports whether the value of a sysctl is known, and is this.
+func (w world) is(key, value string) bool {
+	v, ok := w.value(key)
+	return ok && sysctl.Equal(v, value)
+}
+
+func (w world) int(key string) (int64, bool) {
+	v, ok := w.value(key)
+	if !ok {
+		return 0, false
+	}
+	return parseInt(v)
+}
+
+// parseInt reads a number as it may stand in a file.
+func parseInt(text string) (int64, bool) {
+	n, err := strconv.ParseInt(text, 0, 64)
+	return n, err == nil
+}
+
+// slots returns the number of slots in the namespace's table of connections, from which
+// the kernel takes defaults (tcp_sk_init, tcp_init).
+func (w world) slots() (int64, bool) {
+	// It is negative if the table is the host's, and absent before Linux 6.1.
+	if n, ok := w.netns.Sysctls.Int("net.ipv4.tcp_ehash_entries"); ok && n != 0 {
+		return max(n, -n), true
+	}
+	if n := w.host.Memory.EstablishedHash; n > 0 {
+		return int64(n), true
+	}
+	if n := w.host.Memory.MaxOrphans; n > 0 && w.host.Settings != nil {
+		if _, set := w.host.Settings.Last("net.ipv4.tcp_max_orphans"); !set {
+			return 2 * int64(n), true
+		}
+	}
+	return 0, false
+}
+
+// share returns a default that is a share of the table of connections.
+func (w world) share(share, least int64) (int64, bool) {
+	slots, ok := w.slots()
+	return max(slots/share, least), ok
+}
+
+// opinion is what is to be said of a value.
+type opinion struct {
+	verdict Verdict
+	// says goes after "key = value" in a summary; why is the whole of it.
+	says, why string
+	// rule is the id of the rule that speaks of it, "" if there is nothing to find.
+	rule     string
+	severity Severity
+	facts    []Fact
+	// instead are the lines to have instead; nil is the default's.
+	instead []Setting
+	// gone tells that no kernel that finwait runs on has the sysctl.
+	gone bool
+}
+
+// judged makes the find of a rule that is about values of which the table of settings
+// knows what to say. Namespaces that have the same, the host's own aside, are one
+// finding.
+func judged(id string) func(*observe.Host) []Finding {
+	return func(h *observe.Host) []Finding {
+		var all []Finding
+		same := map[string]int{} // places in all, by summary
+		more := map[int]int{}
+		for i := range h.Namespaces {
+			n := &h.Namespaces[i]
+			for j := range settings {
+				f, ok := settings[j].find(h, n, id)
+				if !ok {
+					continue
+				}
+				if at, known := same[f.Summary]; known {
+					more[at]++
+					continue
+				}
+				if !n.Host {
+					same[f.Summary] = len(all)
+				}
+				all = append(all, f)
+			}
+		}
+		for at, n := range more {
+			all[at].Facts = append(all[at].Facts, Fact{"other_network_namespaces", n})
+			all[at].Summary += fmt.Sprintf(", here and in %s other network namespaces", number(uint64(n)))
+		}
+		return foldSettings(all)
+	}
+}
+
+// find returns what the rule of that id has to say of the setting in a namespace: of
+// the line that sets it, or else of the value that runs.
+func (s *setting) find(h *observe.Host, n *observe.Netns, id string) (Finding, bool) {
+	running, runs := n.Sysctls[s.key]
+	var line sysctl.Line
+	set := false
+	if n.Host && h.Settings != nil {
+		line, set = h.Settings.Last(s.key)
+	}
+	var o opinion
+	value := line.Value
+	if set {
+		o = s.opinion(world{h, n, true}, value)
+	}
+	if runs && o.rule != id {
+		o, value = s.opinion(world{h, n, false}, running), running
+		set = set && sysctl.Equal(value, line.Value)
+	}
+	if o.rule != id {
+		return Finding{}, false
+	}
+	f := Finding{Severity: o.severity, Netns: n, Subject: s.key, Facts: []Fact{{"sysctl", s.key}, {"value", value}}}
+	if runs {
+		f.Facts = append(f.Facts, Fact{"running", running})
+	}
+	if def, ok := s.defaultIn(world{h, n, false}); ok {
+		f.Facts = append(f.Facts, Fact{"default", def})
+	}
+	var at string
+	if set {
+		at = " (" + where(line) + ")"
+		f.Facts = append(f.Facts, lineFacts(h, s.key, line)...)
+	}
+	f.Facts = append(f.Facts, o.facts...)
+	f.Summary = fmt.Sprintf("%s = %s%s %s", s.key, value, at, o.says)
+	f.Sysctls = o.instead
+	if f.Sysctls == nil {
+		f.Sysctls = s.undo(world{h, n, false}, line, set)
+	}
+	return f, true
+}
+
+// undo returns the line of the default, and says what to do with the one there is, if
+// one is set.
+func (s *setting) undo(w world, line sysctl.Line, set bool) []Setting {
+	def, ok := s.defaultIn(w)
+	if !ok || def == "" {
+		return nil // of the rule
+	}
+	note := "the kernel's default"
+	switch {
+	case set && overridesOther(w.host, s.key, line, def):
+		note += ": put it in place of " + where(line) + ", for without it another line sets it, and set it once with sysctl -w"
+	case set:
+		note += ": delete " + where(line) + ", and set this once with sysctl -w"
+	case !w.netns.Host:
+		note += ": put it where the namespace's container is described, or set it inside with sysctl -w"
+	case line.File != "":
+		note += "; " + where(line) + " says " + line.Value + ", which something has changed since"
+	case w.host.Settings != nil:
+		note += ": no sysctl file sets it, so sysctl -w is enough, unless what has set it does so again"
+	}
+	return []Setting{{s.key + " = " + def, note}}
+}
+
+// overridesOther reports whether another line would set a sysctl, and not to its default,
+// if this one were not there.
+func overridesOther(h *observe.Host, key string, line sysctl.Line, def string) bool {
+	return slices.ContainsFunc(h.Settings.All(key), func(l sysctl.Line) bool {
+		return l != line && !l.Exclude && !sysctl.Equal(l.Value, def)
+	})
+}
+
+func placeFacts(line sysctl.Line) []Fact {
+	facts := []Fact{{"file", line.File}}
+	if line.Number > 0 {
+		facts = append(facts, Fact{"line", line.Number})
+	}
+	return facts
+}
+
+// lineFacts say where a line is, and which lines it overrides.
+func lineFacts(h *observe.Host, key string, line sysctl.Line) []Fact {
+	facts := placeFacts(line)
+	var overrides []string
+	for _, l := range h.Settings.All(key) {
+		if l != line && !l.Exclude {
+			overrides = append(overrides, where(l))
+		}
+	}
+	if len(overrides) > 0 {
+		facts = append(facts, Fact{"overrides", strings.Join(overrides, ", ")})
+	}
+	return facts
+}
+
+// mostSettings is how many findings a rule of settings has at most.
+const mostSettings = 5
+
+// foldSettings makes one finding of those that are too many.
+func foldSettings(all []Finding) []Finding {
+	if len(all) <= mostSettings {
+		return all
+	}
+	rest := all[mostSettings-1:]
+	var subjects []string
+	last := Finding{Netns: rest[0].Netns, Sysctls: []Setting{}}
+	for _, f := range rest {
+		last.Severity = max(last.Severity, f.Severity)
+		if !slices.Contains(subjects, f.Subject) {
+			subjects = append(subjects, f.Subject)
+		}
+		if f.Netns != last.Netns {
+			last.Netns = nil
+		}
+		last.Sysctls = append(last.Sysctls, f.Sysctls...)
+	}
+	last.Subject = subjects[0]
+	if len(subjects) > 1 {
+		last.Subject = fmt.Sprintf("%s and %d more", subjects[0], len(subjects)-1)
+	}
+	last.Summary = fmt.Sprintf("the same of %d more: %s", len(rest), strings.Join(subjects, ", "))
+	last.Facts = []Fact{{"more", len(rest)}, {"sysctl", strings.Join(subjects, ", ")}}
+	return append(all[:mostSettings-1:mostSettings-1], last)
+}

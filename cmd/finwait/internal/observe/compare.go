@@ -37,11 +37,16 @@ func compareNetns(before, after *space, owners map[uint32]tracer.Process) Netns 
 		Name:     after.name,
 		Inexact:  before.inexact || after.inexact,
 		Sysctls:  after.sysctls,
+		NoSysctl: after.noSysctl,
 		Counters: after.counters,
 		Counted:  after.counters.Sub(before.counters),
 	}
 	for i := range after.sockets {
-		n.States[after.sockets[i].State]++
+		s := &after.sockets[i]
+		n.States[s.State]++
+		if s.State == tracer.StateTimeWait && c.listening[s.Local.Port()] {
+			n.TimeWaitInbound++
+		}
 	}
 	n.Listeners = c.listeners()
 	n.Outgoing = c.outgoing()

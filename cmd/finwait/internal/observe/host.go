@@ -102,7 +102,11 @@ type Netns struct {
 
 	// Sysctls has what the namespace's sysctls are set to, by name with dots. One that
 	// the kernel does not have is not there.
+	// In the host's own namespace those that the sysctl files name are there too.
 	Sysctls sysctl.Values
+	// NoSysctl are the sysctls that the sysctl files name and that do not exist there. It
+	// is nil but in the host's own namespace.
+	NoSysctl []string
 
 	// Counters has what the kernel has counted since it made the namespace, by names
 	// such as "TcpExt.ListenOverflows", and Counted what of that while it was watched.
@@ -111,6 +115,9 @@ type Netns struct {
 
 	// Listeners are its listening sockets, by address.
 	Listeners []Listener
+	// TimeWaitInbound is the number of sockets in TIME_WAIT on ports that somebody listens
+	// on: connections that others opened, and that this side closed first.
+	TimeWaitInbound int
 	// Outgoing has the connections of local ports that the kernel chose, by where they
 	// go, those that have the most ports first.
 	Outgoing []Outgoing

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,13 +31,16 @@ type space struct {
 	inexact  bool
 	sockets  []tracer.Socket
 	sysctls  sysctl.Values
+	noSysctl []string
 	counters procnet.Counters
 	tracked  *procnet.Conntrack // nil if the kernel has none
 }
 
-// takeLook looks at each network namespace that opts asks for.
-func takeLook(ctx context.Context, opts *Options) (*look, error) {
+// takeLook looks at each network namespace that opts asks for. What the files set is of
+// interest in the host's own.
+func takeLook(ctx context.Context, opts *Options, files *sysctl.Files) (*look, error) {
 	l := &look{at: time.Now(), spaces: map[uint32]*space{}, unseen: map[string]error{}}
+	host := hostNetns()
 	var mu sync.Mutex
 	missed, err := tracer.VisitNetns(ctx, opts.Scope, func(n *tracer.Netns) error {
 		if len(opts.Netns) > 0 && !slices.Contains(opts.Netns, n.Inode) {
@@ -44,6 +48,9 @@ func takeLook(ctx context.Context, opts *Options) (*look, error) {
 		}
 		s := &space{inode: n.Inode, name: n.Name}
 		unseen, err := s.look(ctx, n)
+		if n.Inode == host && files != nil {
+			s.readSet(files)
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		for what, why := range unseen {
@@ -77,6 +84,23 @@ func (s *space) look(ctx context.Context, n *tracer.Netns) (unseen map[string]er
 	}
 	s.sockets, s.inexact, err = n.ListSockets(ctx)
 	return unseen, err
+}
+
+// readSet reads what runs of the sysctls that the files name, and which of them do not
+// exist.
+func (s *space) readSet(files *sysctl.Files) {
+	keys := slices.Collect(files.Keys())
+	for _, line := range files.Conf.Lines {
+		keys = append(keys, line.Key)
+	}
+	for key, value := range sysctl.ReadValues(keys) {
+		s.sysctls[key] = value
+	}
+	for _, key := range keys {
+		if isPattern := strings.ContainsAny(key, "*?["); !isPattern && !sysctl.Exists(key) {
+			s.noSysctl = append(s.noSysctl, key)
+		}
+	}
 }
 
 // inodes returns the inode numbers of the sockets that are files.

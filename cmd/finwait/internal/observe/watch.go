@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"time"
@@ -45,6 +46,7 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 		return &Host{Traffic: t}, err
 	}
 	h := &Host{}
+	h.readSettings()
 	// What takes its time at the start goes side by side.
 	loading := make(chan error, 1)
 	var w watcher
@@ -53,7 +55,7 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 		w, err = startWatcher(ctx, opts)
 		loading <- err
 	}()
-	before, err := takeLook(ctx, opts)
+	before, err := takeLook(ctx, opts, h.Settings)
 	if errWatcher := <-loading; errWatcher != nil || err != nil {
 		w.discard()
 		return nil, errors.Join(err, errWatcher)
@@ -62,7 +64,7 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 	wait(ctx, opts.For-time.Since(before.at))
 
 	// Without the second look the first is for nothing: whoever interrupts waits for it.
-	after, err := takeLook(context.WithoutCancel(ctx), opts)
+	after, err := takeLook(context.WithoutCancel(ctx), opts, h.Settings)
 	if err != nil {
 		w.discard()
 		return nil, err
@@ -79,10 +81,23 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 		return nil, err
 	}
 	h.Unseen = append(w.unseen, h.Unseen...)
-	if h.Settings, err = sysctl.ReadFiles("/"); err != nil {
-		h.cannotSee("the files that set sysctls", err)
-	}
 	return h, nil
+}
+
+// readSettings reads the files that set sysctls. Lines that nobody understands are among
+// what it has read; a file that cannot be read is not.
+func (h *Host) readSettings() {
+	files, err := sysctl.ReadFiles("/")
+	if err != nil {
+		h.cannotSee("the files that set sysctls", err)
+		return
+	}
+	h.Settings = files
+	for _, p := range files.Problems {
+		if errors.Is(p.Err, fs.ErrPermission) {
+			h.cannotSee("what sysctls "+p.File+" sets", p.Err)
+		}
+	}
 }
 
 // compare fills in what two looks show.

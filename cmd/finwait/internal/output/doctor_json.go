@@ -17,6 +17,7 @@ type doctorJSON struct {
 	Sockets        map[string]uint64   `json:"sockets,omitempty"`
 	Traffic        *trafficJSON        `json:"traffic,omitempty"`
 	Findings       []findingJSON       `json:"findings"`
+	Settings       []judgementJSON     `json:"settings,omitempty"`
 	Unseen         []map[string]string `json:"unseen,omitempty"`
 }
 
@@ -62,6 +63,7 @@ func AppendDoctorJSON(dst []byte, h *observe.Host, findings []doctor.Finding) []
 	for i := range findings {
 		doc.Findings = append(doc.Findings, toJSON(&findings[i]))
 	}
+	doc.Settings = settingsOf(h)
 	for _, u := range h.Unseen {
 		doc.Unseen = append(doc.Unseen, map[string]string{"what": u.What, "why": u.Why})
 	}
