@@ -15,8 +15,8 @@ import (
 
 // Entry is the explanation of one thing: a *State or a *Transition.
 type Entry interface {
-	// AppendText appends the explanation as text for people, in lines of at
-	// most 80 columns.
+	// AppendText appends the explanation as text for people, in lines of less
+	// than 80 columns.
 	AppendText(dst []byte) []byte
 	// AppendJSON appends it as one JSON object and a line end.
 	AppendJSON(dst []byte) ([]byte, error)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -73,7 +74,7 @@ func TestTextWidth(t *testing.T) {
 		qt.Assert(t, qt.IsTrue(strings.HasSuffix(string(text), "\n")))
 		for line := range strings.Lines(string(text)) {
 			line = strings.TrimSuffix(line, "\n")
-			qt.Check(t, qt.IsTrue(utf8.RuneCountInString(line) <= lineWidth), qt.Commentf("%s: %s", name, line))
+			qt.Check(t, qt.IsTrue(utf8.RuneCountInString(line) <= prose.Width), qt.Commentf("%s: %s", name, line))
 			qt.Check(t, qt.Equals(strings.TrimRight(line, " \t"), line), qt.Commentf("%s", name))
 			qt.Check(t, qt.IsFalse(strings.Contains(line, "\t")), qt.Commentf("%s: %s", name, line))
 		}
@@ -206,7 +207,7 @@ func TestFacts(t *testing.T) {
 	for _, tt := range tests {
 		entry, err := Lookup(tt.arg)
 		qt.Assert(t, qt.IsNil(err))
-		text := unwrap(string(entry.AppendText(nil)))
+		text := prose.Line(string(entry.AppendText(nil)))
 		qt.Check(t, qt.StringContains(text, tt.want), qt.Commentf(tt.arg))
 	}
 }

@@ -4,10 +4,9 @@ import (
 	"encoding/json"
 	"strings"
 	"unicode/utf8"
-)
 
-// lineWidth is the most columns of a line of text.
-const lineWidth = 80
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
+)
 
 // endNote stands where nothing can follow.
 const endNote = "Nothing: this was the end. A process that still holds the socket may connect or listen with it again."
@@ -15,7 +14,7 @@ const endNote = "Nothing: this was the end. A process that still holds the socke
 // AppendText implements Entry.
 func (s *State) AppendText(dst []byte) []byte {
 	dst = append(dst, s.State+": "+s.Summary+"\n\n"...)
-	dst = appendWrapped(dst, "", s.Meaning)
+	dst = prose.Hang(dst, "", s.Meaning)
 	dst = appendSection(dst, "Side", s.Side)
 	dst = appendArrows(dst, "Comes from", s.From)
 	dst = appendArrows(dst, "Moves on by", s.Next)
@@ -34,7 +33,7 @@ func (t *Transition) AppendText(dst []byte) []byte {
 		return appendArrows(dst, "From "+t.OldState+" Linux goes", t.Next)
 	}
 	dst = append(dst, name+": "+t.Summary+"\n\n"...)
-	dst = appendWrapped(dst, "", t.Wire)
+	dst = prose.Hang(dst, "", t.Wire)
 	dst = appendSection(dst, "Who", t.Who)
 	dst = appendArrows(dst, "What may follow", t.Next)
 	if len(t.Next) == 0 {
@@ -63,7 +62,7 @@ func appendSection(dst []byte, title, text string) []byte {
 	if text == "" {
 		return dst
 	}
-	return appendWrapped(appendTitle(dst, title), "  ", text)
+	return prose.Hang(appendTitle(dst, title), "  ", text)
 }
 
 func appendList(dst []byte, title string, items []string) []byte {
@@ -72,7 +71,7 @@ func appendList(dst []byte, title string, items []string) []byte {
 	}
 	dst = appendTitle(dst, title)
 	for _, item := range items {
-		dst = appendHanging(dst, "  - ", item)
+		dst = prose.Hang(dst, "  - ", item)
 	}
 	return dst
 }
@@ -85,7 +84,7 @@ func appendArrows(dst []byte, title string, arrows []Arrow) []byte {
 	for _, a := range arrows {
 		name := "  " + a.OldState + "→" + a.NewState
 		pad := strings.Repeat(" ", max(1, 26-utf8.RuneCountInString(name)))
-		dst = appendHanging(dst, name+pad, a.Summary)
+		dst = prose.Hang(dst, name+pad, a.Summary)
 	}
 	return dst
 }
@@ -100,65 +99,27 @@ func appendBounds(dst []byte, bounds []Bound) []byte {
 		if b.Default != "" {
 			head += " = " + b.Default
 		}
-		dst = wrap(dst, "  ", "    ", head)
-		dst = appendWrapped(dst, "      ", b.Effect)
+		dst = prose.Wrap(append(dst, "  "...), 2, 4, head)
+		dst = prose.Hang(dst, "      ", b.Effect)
 	}
 	return dst
-}
-
-// appendWrapped appends text in lines that begin with indent.
-func appendWrapped(dst []byte, indent, text string) []byte {
-	return wrap(dst, indent, indent, text)
-}
-
-// appendHanging appends text after head, with its later lines indented as far.
-func appendHanging(dst []byte, head, text string) []byte {
-	return wrap(dst, head, strings.Repeat(" ", utf8.RuneCountInString(head)), text)
-}
-
-// wrap breaks text between words into lines of at most lineWidth columns. A
-// word that is longer stands alone.
-func wrap(dst []byte, first, indent, text string) []byte {
-	line, empty := first, true
-	for _, word := range strings.Fields(text) {
-		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > lineWidth {
-			dst = append(dst, line+"\n"...)
-			line, empty = indent, true
-		}
-		if !empty {
-			line += " "
-		}
-		line += word
-		empty = false
-	}
-	return append(dst, line+"\n"...)
 }
 
 // The texts are wrapped in the source; unwrapped returns them with single
 // spaces, as one line each.
 func (s State) unwrapped() State {
-	s.Meaning, s.Side, s.PileUp = unwrap(s.Meaning), unwrap(s.Side), unwrap(s.PileUp)
-	s.Do, s.Dont = unwrapAll(s.Do), unwrapAll(s.Dont)
+	s.Meaning, s.Side, s.PileUp = prose.Line(s.Meaning), prose.Line(s.Side), prose.Line(s.PileUp)
+	s.Do, s.Dont = prose.Lines(s.Do), prose.Lines(s.Dont)
 	bounds := make([]Bound, 0, len(s.Bounds))
 	for _, b := range s.Bounds {
-		bounds = append(bounds, Bound{b.Name, b.Default, unwrap(b.Effect)})
+		bounds = append(bounds, Bound{b.Name, b.Default, prose.Line(b.Effect)})
 	}
 	s.Bounds = bounds
 	return s
 }
 
 func (t Transition) unwrapped() Transition {
-	t.Wire, t.Who = unwrap(t.Wire), unwrap(t.Who)
-	t.Notes = unwrapAll(t.Notes)
+	t.Wire, t.Who = prose.Line(t.Wire), prose.Line(t.Who)
+	t.Notes = prose.Lines(t.Notes)
 	return t
-}
-
-func unwrap(text string) string { return strings.Join(strings.Fields(text), " ") }
-
-func unwrapAll(texts []string) []string {
-	all := make([]string, 0, len(texts))
-	for _, text := range texts {
-		all = append(all, unwrap(text))
-	}
-	return all
 }

@@ -7,9 +7,9 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/measure"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -53,25 +53,7 @@ func (t *featuresText) row(name, text string) {
 // wrapped appends text at that column, and its other lines at indent. It is
 // safe on a terminal.
 func (t *featuresText) wrapped(column, indent int, text string) {
-	const room = defaultWidth - 1
-	first := true
-	for word := range strings.FieldsSeq(string(Quote(nil, []byte(text)))) {
-		width := utf8.RuneCountInString(word)
-		switch {
-		case first:
-		case column+1+width > room:
-			t.buf = append(t.buf, '\n')
-			t.buf = append(t.buf, strings.Repeat(" ", indent)...)
-			column = indent
-		default:
-			t.buf = append(t.buf, ' ')
-			column++
-		}
-		t.buf = append(t.buf, word...)
-		column += width
-		first = false
-	}
-	t.buf = append(t.buf, '\n')
+	t.buf = prose.Wrap(t.buf, column, indent, string(Quote(nil, []byte(text))))
 }
 
 func (t *featuresText) verdict(host *tracer.Features) {
