@@ -52,6 +52,7 @@ func compareNetns(before, after *space, owners map[uint32]tracer.Process) Netns 
 	n.Outgoing = c.outgoing()
 	n.Lasting = c.lasting()
 	n.Conntrack = conntrackOf(before.tracked, after.tracked)
+	n.Path, n.Member = namedPath(n.Name, n.Inode), n.member()
 	return n
 }
 

@@ -2,7 +2,7 @@ package observe
 
 import (
 	"cmp"
-	"math"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,35 +15,42 @@ const maxFlows = 4096
 
 // FlowTransitions are the transitions that [Flows] takes something from.
 func FlowTransitions() []tracer.Transition {
-	wanted := func(t tracer.Transition) bool {
-		switch {
-		case t.New == tracer.StateEstablished, t.New == tracer.StateTimeWait:
-			return true
-		case t.Old == tracer.StateCloseWait:
-			return true
-		}
-		return t.New == tracer.StateClose && t.Old != tracer.StateListen
-	}
-	return slices.DeleteFunc(tracer.LegalTransitions(), func(t tracer.Transition) bool { return !wanted(t) })
+	return slices.DeleteFunc(tracer.LegalTransitions(), func(t tracer.Transition) bool { return !tells(t) })
 }
 
-// Flows adds up transitions, or records of whole connections, to what happened. One
+// tells reports whether Flows takes something from that transition.
+func tells(t tracer.Transition) bool {
+	switch {
+	case t.New == tracer.StateEstablished, t.New == tracer.StateTimeWait:
+		return true
+	case t.Old == tracer.StateSynSent, t.Old == tracer.StateCloseWait:
+		return true
+	}
+	return t.New == tracer.StateClose && t.Old != tracer.StateListen
+}
+
+// Flows adds up transitions, or records of whole connections, to what happened. Both
+// tell the same of the same connections; it must not be told of one by both. One
 // goroutine at a time may use it. The zero value is not ready: see [NewFlows].
 type Flows struct {
 	traffic Traffic
 	flows   map[FlowKey]*Flow
+	chance  *rand.Rand // begins the same each time, so that a log says the same each time
 }
 
 // NewFlows returns one that has seen nothing yet.
 func NewFlows(source Source) *Flows {
-	return &Flows{traffic: Traffic{Source: source}, flows: map[FlowKey]*Flow{}}
+	return &Flows{traffic: Traffic{Source: source}, flows: map[FlowKey]*Flow{}, chance: rand.New(rand.NewPCG(0, 0))}
 }
 
 // AddEvent adds a transition. ratio is the share of connections that was recorded, 0 if
 // that is all.
 func (f *Flows) AddEvent(ev *tracer.Event, ratio float64) {
+	if !tells(ev.Transition) {
+		return
+	}
 	n := f.weight(ratio)
-	f.span(ev.Time, ev.Time)
+	f.span(ev.Time)
 	flow := f.flow(FlowKey{Netns: ev.Netns, Role: ev.Role, Owner: processOf(&ev.Owner)}, ev.Local, ev.Remote)
 	switch ev.New {
 	case tracer.StateEstablished:
@@ -53,48 +60,56 @@ func (f *Flows) AddEvent(ev *tracer.Event, ratio float64) {
 	case tracer.StateClose:
 		f.ended(flow, tracer.Ending{Old: ev.Old, Reason: ev.Reason, Side: ev.Side}, n)
 	}
-	flow.stayed(ev.Old, ev.Dwell, ev.DwellKnown)
+	flow.stayed(ev.Old, ev.Dwell, ev.DwellKnown, n)
 }
 
 // AddConn adds a connection; ratio is as for AddEvent.
 func (f *Flows) AddConn(c *tracer.Conn, ratio float64) {
 	n := f.weight(ratio)
-	f.span(c.End, c.End)
+	f.span(c.End)
 	flow := f.flow(FlowKey{Netns: c.Netns, Role: c.Role, Owner: processOf(&c.Owner)}, c.Local, c.Remote)
 	var last tracer.State
-	for _, v := range c.Walk() {
-		switch v.State {
-		case tracer.StateEstablished:
+	for i, v := range c.Walk() {
+		// The tracer found an older connection in the first state, and has not seen it enter.
+		entered := i > 0 || !c.Start.IsZero()
+		switch {
+		case v.State == tracer.StateEstablished && entered:
 			f.opened(flow, n)
-		case tracer.StateTimeWait:
+		case v.State == tracer.StateTimeWait && entered:
 			flow.TimeWait += n
 		}
-		flow.stayed(v.State, v.Dwell, v.DwellKnown)
+		flow.stayed(v.State, v.Dwell, v.DwellKnown, n)
 		last = v.State
 	}
 	reason := c.Reason
 	if last == tracer.StateTimeWait {
-		reason = c.TimeWaitReason
+		if reason = c.TimeWaitReason; reason == tracer.ReasonUnknown {
+			return // it was told when TIME_WAIT began, and is still there
+		}
 	}
 	f.ended(flow, tracer.Ending{Old: last, Reason: reason, Side: c.Side}, n)
 }
 
-// weight returns how many connections one that was recorded stands for.
+// maxWeight is more than one record stands for where somebody has not made it up.
+const maxWeight = 1e9
+
+// weight returns how many connections one that was recorded stands for, rounded up or
+// down by chance: always the same way would be wrong for all of them together.
 func (f *Flows) weight(ratio float64) uint64 {
 	if ratio <= 0 || ratio >= 1 {
 		return 1
 	}
 	f.traffic.Estimated = true
-	return uint64(math.Round(1 / ratio))
+	return uint64(min(1/ratio, maxWeight) + f.chance.Float64())
 }
 
-func (f *Flows) span(first, last time.Time) {
+func (f *Flows) span(at time.Time) {
 	t := &f.traffic
-	if t.Since.IsZero() || first.Before(t.Since) {
-		t.Since = first
+	if t.Since.IsZero() || at.Before(t.Since) {
+		t.Since = at
 	}
-	if last.After(t.Until) {
-		t.Until = last
+	if at.After(t.Until) {
+		t.Until = at
 	}
 }
 
@@ -132,8 +147,8 @@ func (f *Flows) flow(key FlowKey, local, remote netip.AddrPort) *Flow {
 
 func newFlow(key FlowKey) *Flow { return &Flow{FlowKey: key, Endings: map[tracer.Ending]uint64{}} }
 
-// stayed notes how long a socket was in a state that it has left.
-func (f *Flow) stayed(in tracer.State, d time.Duration, known bool) {
+// stayed notes how long n sockets were in a state that they have left.
+func (f *Flow) stayed(in tracer.State, d time.Duration, known bool, n uint64) {
 	var h *tracer.Histogram
 	switch in {
 	case tracer.StateSynSent:
@@ -143,10 +158,22 @@ func (f *Flow) stayed(in tracer.State, d time.Duration, known bool) {
 	default:
 		return
 	}
-	if known {
+	switch {
+	case !known:
+		h.Unknown += n
+		return
+	case n == 1:
 		h.Add(d)
-	} else {
-		h.Unknown++
+		return
+	}
+	var times tracer.Histogram // 1, 2, 4, … of them
+	times.Add(d)
+	for ; n > 0; n /= 2 {
+		if n%2 == 1 {
+			h.Merge(&times)
+		}
+		twice := times
+		times.Merge(&twice)
 	}
 }
 

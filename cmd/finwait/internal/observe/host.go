@@ -93,6 +93,11 @@ type Netns struct {
 	Name string
 	// Host tells that it is the namespace of process 1, which the sysctl files are for.
 	Host bool
+	// Path is where ip netns has mounted it, "" if it has not.
+	Path string
+	// Member is the PID of a process that is in it and holds sockets there, 0 if none is
+	// known.
+	Member uint32
 
 	// States has the sockets in each state at the end, half-open ones in StateSynRecv.
 	States tracer.StateCounts

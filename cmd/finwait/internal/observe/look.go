@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +27,8 @@ type look struct {
 
 // space is a network namespace at one moment.
 type space struct {
-	inode    uint32
+	inode    uint32 // which another may have, once it has ended
+	cookie   uint64 // which no other has, 0 if it is not known
 	name     string
 	inexact  bool
 	sockets  []tracer.Socket
@@ -61,15 +63,33 @@ func takeLook(ctx context.Context, opts *Options, files *sysctl.Files) (*look, e
 		}
 		return err
 	})
-	l.missed = missed
-	if err == nil && len(l.spaces) == 0 {
-		err = errors.New("no network namespace that was asked for can be looked at")
+	if len(opts.Netns) == 0 {
+		l.missed = missed // else it is about others
+		return l, err
 	}
-	return l, err
+	return l, errors.Join(err, l.noteAbsent(opts.Netns))
+}
+
+// noteAbsent notes which of the namespaces that were asked for could not be looked at. It
+// returns an error if none could be.
+func (l *look) noteAbsent(asked []uint32) error {
+	const why = "it is not there, or may not be looked into"
+	for _, inode := range asked {
+		if l.spaces[inode] != nil {
+			continue
+		}
+		what := fmt.Sprintf("network namespace %d", inode)
+		if len(l.spaces) == 0 {
+			return fmt.Errorf("%s: %s", what, why)
+		}
+		l.unseen[what] = errors.New(why)
+	}
+	return nil
 }
 
 // look reads all that the thread sees in its network namespace.
 func (s *space) look(ctx context.Context, n *tracer.Netns) (unseen map[string]error, err error) {
+	s.cookie = netnsCookie()
 	s.sysctls = sysctl.ReadValues(sysctl.Names)
 	unseen = map[string]error{}
 	if s.counters, err = procnet.ReadCounters(); err != nil {
@@ -118,12 +138,46 @@ func (l *look) inodes() (all []uint32) {
 // hostNetns returns the inode number of the namespace of process 1, for which the sysctl
 // files are; or our own, if that is hidden: the files that we read are beside it.
 func hostNetns() uint32 {
-	for _, path := range []string{"/proc/1/ns/net", "/proc/self/ns/net"} {
-		var inode uint32
-		if link, err := os.Readlink(path); err == nil {
-			if _, err := fmt.Sscanf(link, "net:[%d]", &inode); err == nil {
-				return inode
-			}
+	if inode := netnsOf("1"); inode != 0 {
+		return inode
+	}
+	return netnsOf("self")
+}
+
+// netnsOf returns the inode number of the network namespace of a process, 0 if it is
+// not known.
+func netnsOf(process string) (inode uint32) {
+	link, err := os.Readlink("/proc/" + process + "/ns/net")
+	if err != nil {
+		return 0
+	}
+	if _, err := fmt.Sscanf(link, "net:[%d]", &inode); err != nil {
+		return 0
+	}
+	return inode
+}
+
+// member returns a process that is in the namespace, and not only holds a socket of it;
+// those that listen come first, for they stay.
+func (n *Netns) member() uint32 {
+	owners := []Process{}
+	for i := range n.Listeners {
+		owners = append(owners, n.Listeners[i].Owner)
+	}
+	for i := range n.Outgoing {
+		owners = append(owners, n.Outgoing[i].Owner)
+	}
+	for i := range n.Lasting {
+		owners = append(owners, n.Lasting[i].Owner)
+	}
+	asked := map[uint32]bool{0: true}
+	for _, p := range owners {
+		if asked[p.PID] {
+			continue
+		}
+		asked[p.PID] = true
+		if netnsOf(strconv.FormatUint(uint64(p.PID), 10)) == n.Inode {
+			return p.PID
 		}
 	}
 	return 0

@@ -35,7 +35,14 @@ type Options struct {
 	Log func(context.Context) (*Traffic, error)
 	// LogOnly has nothing looked at but Log: it is another host's.
 	LogOnly bool
+
+	// Ready, if it is not nil, is called when the first look is done and all that happens
+	// from now on is seen.
+	Ready func()
 }
+
+// unseenTraffic is what nobody sees without a source.
+const unseenTraffic = "what happened to connections, for how long they were in a state, and why they ended"
 
 // Watch looks at the host for a while. What it could not see is no error, but in
 // Host.Unseen; it returns an error if it could see no socket, or if the source that was
@@ -58,9 +65,12 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 	before, err := takeLook(ctx, opts, h.Settings)
 	if errWatcher := <-loading; errWatcher != nil || err != nil {
 		w.discard()
-		return nil, errors.Join(err, errWatcher)
+		return nil, cmp.Or(errWatcher, err)
 	}
 	h.Began = before.at
+	if opts.Ready != nil {
+		opts.Ready()
+	}
 	wait(ctx, opts.For-time.Since(before.at))
 
 	// Without the second look the first is for nothing: whoever interrupts waits for it.
@@ -73,12 +83,15 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 	stopped := make(chan error, 1)
 	go func() {
 		var err error
-		h.Traffic, err = w.stop(ctx)
+		h.Traffic, err = w.stop()
 		stopped <- err
 	}()
 	h.compare(before, after)
 	if err := <-stopped; err != nil {
-		return nil, err
+		if opts.Source != "" {
+			return nil, err
+		}
+		h.cannotSee(unseenTraffic, err)
 	}
 	h.Unseen = append(w.unseen, h.Unseen...)
 	return h, nil
@@ -112,7 +125,7 @@ func (h *Host) compare(before, after *look) {
 	host := hostNetns()
 	for inode, now := range after.spaces {
 		then := before.spaces[inode]
-		if then == nil {
+		if then == nil || then.cookie != now.cookie {
 			continue // it has come since: there is nothing to compare
 		}
 		n := compareNetns(then, now, owners)

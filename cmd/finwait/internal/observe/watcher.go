@@ -12,18 +12,18 @@ import (
 // watcher sees what happens to connections, until it is stopped. stop and discard are
 // nil-safe in that the zero watcher sees nothing.
 type watcher struct {
-	stopped func(context.Context) (*Traffic, error)
+	stopped func() (*Traffic, error)
 	end     func()
 	unseen  []Unseen
 }
 
 // stop returns what has happened.
-func (w *watcher) stop(ctx context.Context) (*Traffic, error) {
+func (w *watcher) stop() (*Traffic, error) {
 	defer w.discard()
 	if w.stopped == nil {
 		return nil, nil
 	}
-	return w.stopped(ctx)
+	return w.stopped()
 }
 
 func (w *watcher) discard() {
@@ -37,7 +37,7 @@ func (w *watcher) discard() {
 func startWatcher(ctx context.Context, opts *Options) (watcher, error) {
 	switch opts.Source {
 	case SourceLog:
-		return watcher{stopped: opts.Log}, nil
+		return watchLog(ctx, opts), nil
 	case SourceKernel:
 		return watchKernel(ctx, opts)
 	case SourceAgent:
@@ -55,7 +55,23 @@ func startWatcher(ctx context.Context, opts *Options) (watcher, error) {
 		}}
 		return byAgent, nil
 	}
-	return watcher{unseen: []Unseen{{What: "what happened to connections, for how long they were in a state, and why they ended", Why: err.Error()}}}, nil
+	return watcher{unseen: []Unseen{{What: unseenTraffic, Why: err.Error()}}}, nil
+}
+
+// watchLog reads the log while the host is watched. Whoever interrupts ends that too: the
+// log may be a pipe that has no end.
+func watchLog(ctx context.Context, opts *Options) watcher {
+	var traffic *Traffic
+	read := make(chan error, 1)
+	go func() {
+		var err error
+		traffic, err = opts.Log(ctx)
+		read <- err
+	}()
+	return watcher{stopped: func() (*Traffic, error) {
+		err := <-read
+		return traffic, err
+	}}
 }
 
 // watchKernel has a tracer tell of the transitions that flows are made of.
@@ -70,7 +86,7 @@ func watchKernel(ctx context.Context, opts *Options) (watcher, error) {
 	flows, since := NewFlows(SourceKernel), time.Now()
 	read := make(chan error, 1)
 	go func() { read <- flows.read(t) }()
-	stop := func(context.Context) (*Traffic, error) {
+	stop := func() (*Traffic, error) {
 		until := time.Now()
 		if err := errors.Join(t.Detach(), <-read); err != nil {
 			return nil, fmt.Errorf("watch connections: %w", err)
@@ -109,7 +125,7 @@ func watchAgent(opts *Options) (watcher, error) {
 	if err != nil {
 		return watcher{}, err
 	}
-	stop := func(context.Context) (*Traffic, error) {
+	stop := func() (*Traffic, error) {
 		after, err := tracer.PinnedCounts(opts.PinPath)
 		if err != nil {
 			return nil, err
