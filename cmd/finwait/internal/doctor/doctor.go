@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
+	"github.com/finwait/finwait/cmd/finwait/internal/suggest"
 )
 
 // Severity says how bad a finding is.
@@ -31,8 +33,8 @@ const (
 // String returns the severity as the JSON has it, such as "warning".
 func (s Severity) String() string { return [...]string{"info", "warning", "critical"}[s] }
 
-// Rule is one thing that can be wrong. But for Find it is text, for people: see
-// docs/doctor.md, which is made of it.
+// Rule is one thing that can be wrong. But for find it is text, for people: see
+// docs/doctor.md, which is made of it. Once it is among [Rules] each text is one line.
 type Rule struct {
 	// ID is its name, such as "close-wait-leak".
 	ID string
@@ -94,6 +96,26 @@ func (f *Finding) Settings() []Setting {
 	return f.Rule.Sysctls
 }
 
+// hostWide are the settings that there are once on a host, whatever the network
+// namespace.
+var hostWide = []string{
+	"net.ipv4.tcp_mem", "net.ipv4.tcp_max_orphans", "net.netfilter.nf_conntrack_max", "net.nf_conntrack_max",
+	"net.netfilter.nf_conntrack_buckets", "net.core.netdev_max_backlog",
+}
+
+// HostWide reports whether the line sets something that there is once on the host, and
+// not in each network namespace.
+func (s *Setting) HostWide() bool {
+	name, _ := s.Split()
+	return !strings.HasPrefix(name, "net.") || slices.Contains(hostWide, name)
+}
+
+// Split returns the name that the line sets, and the value.
+func (s *Setting) Split() (name, value string) {
+	name, value, _ = strings.Cut(s.Line, "=")
+	return strings.TrimSpace(name), strings.TrimSpace(value)
+}
+
 // Fact is a number, or a word, that shows something. Its name has the unit if it has
 // one, as in "time_left_seconds".
 type Fact struct {
@@ -105,12 +127,28 @@ type Fact struct {
 // Rules returns all rules, by subject.
 func Rules() []*Rule { return rules }
 
-// Lookup returns the rule of that id, in any case.
+// IDs returns the ids of all rules, in their order.
+func IDs() (ids []string) {
+	for _, r := range rules {
+		ids = append(ids, r.ID)
+	}
+	return ids
+}
+
+// Lookup returns the rule of that id, in any case and with "_" for "-". If there is
+// none, the error names those that may be meant.
 func Lookup(id string) (*Rule, error) {
 	for _, r := range rules {
-		if strings.EqualFold(r.ID, id) {
+		if strings.EqualFold(r.ID, strings.ReplaceAll(id, "_", "-")) {
 			return r, nil
 		}
+	}
+	near := suggest.Containing(IDs(), id)
+	if nearest := suggest.Nearest(IDs(), id); len(near) == 0 && nearest != "" {
+		near = []string{nearest}
+	}
+	if len(near) > 0 {
+		return nil, fmt.Errorf("no finding has the id %q; did you mean %s?", id, prose.Join(near, "or"))
 	}
 	return nil, fmt.Errorf("no finding has the id %q", id)
 }
@@ -130,6 +168,18 @@ func Diagnose(h *observe.Host) []Finding {
 }
 
 // rules are all of them, by subject, in the order of docs/doctor.md.
-var rules = slices.Concat(
+var rules = inLines(slices.Concat(
 	portRules, timeWaitRules, openingRules, listenerRules, closingRules, resetRules, conntrackRules, memoryRules, settingRules,
-)
+))
+
+// inLines makes one line of each text, which is broken in the source.
+func inLines(rules []*Rule) []*Rule {
+	for _, r := range rules {
+		r.Title, r.When, r.Why, r.Check = prose.Line(r.Title), prose.Line(r.When), prose.Line(r.Why), prose.Line(r.Check)
+		r.Application, r.Useless, r.References = prose.Lines(r.Application), prose.Lines(r.Useless), prose.Lines(r.References)
+		for i := range r.Sysctls {
+			r.Sysctls[i].Note = prose.Line(r.Sysctls[i].Note)
+		}
+	}
+	return rules
+}

@@ -1,9 +1,8 @@
 package doctor
 
 import (
-	"strconv"
-
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 )
 
 // eachNetns makes the find of a rule that looks at one network namespace at a time.
@@ -21,30 +20,10 @@ func eachNetns(find func(*observe.Host, *observe.Netns) []Finding) func(*observe
 }
 
 // number returns n as people read it: 131,072.
-func number(n uint64) string {
-	text := strconv.FormatUint(n, 10)
-	for i := len(text) - 3; i > 0; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
-}
+func number(n uint64) string { return prose.Number(n) }
 
 // rate returns how many a second: 0.3, 12, 10,013.
-func rate(perSecond float64) string {
-	if perSecond < 10 {
-		return strconv.FormatFloat(perSecond, 'f', 1, 64)
-	}
-	return number(uint64(perSecond + 0.5))
-}
+func rate(perSecond float64) string { return prose.Rate(perSecond) }
 
 // bytes returns a size as people read it: 250 B, 33 MB.
-func bytes(n uint64) string {
-	size, unit := float64(n), "B"
-	for _, next := range []string{"kB", "MB", "GB", "TB"} {
-		if size < 1000 {
-			break
-		}
-		size, unit = size/1000, next
-	}
-	return rate(size) + " " + unit
-}
+func bytes(n uint64) string { return prose.Bytes(n) }
