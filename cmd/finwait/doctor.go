@@ -4,22 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/doctor"
+	"github.com/finwait/finwait/cmd/finwait/internal/match"
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 	"github.com/finwait/finwait/cmd/finwait/internal/output"
 	"github.com/finwait/finwait/tracer"
 )
 
+// minDoctorWatch is how long there must be between two looks for what differs to say
+// anything.
+const minDoctorWatch = time.Second
+
 // doctorFlags is what the flags of doctor say.
 type doctorFlags struct {
 	watch           time.Duration
 	netns, replay   []string
-	logOnly         bool
+	logOnly, list   bool
 	source, pinPath string
 	format, explain string
 }
@@ -43,10 +50,11 @@ serve have written as JSON, and the host is looked at all the same; --log-only d
 not, for logs of another host.
 
 Exit code 0 says that nothing of the severity warning or worse was found, 3 that
-something was; 1 and 2 are failures and usage errors, as ever. --explain tells all
-about a finding; docs/doctor.md has them all.`,
+something was; 1 and 2 are failures and usage errors, as ever. --list has all that
+can be found, --explain tells all about one, and docs/doctor.md has them all.`,
 		Example: `  finwait doctor
   finwait doctor --for 1m --netns blue
+  finwait doctor --list
   finwait doctor --explain close-wait-leak
   finwait doctor --replay /var/log/finwait.log
   finwait doctor --format json | jq -r '.findings[] | [.severity, .id, .summary] | @tsv'`,
@@ -54,52 +62,63 @@ about a finding; docs/doctor.md has them all.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return flags.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.DurationVar(&flags.watch, "for", 10*time.Second, "watch for this `time`")
+	f.DurationVar(&flags.watch, "for", 10*time.Second, "watch for this `time` (1s or more)")
 	f.StringSliceVar(&flags.netns, "netns", nil, "only these network `namespaces`: inode number, name, path or self (default all)")
 	f.StringVar(&flags.source, "source", sourceAuto, "who sees what happens to connections: kernel (a tracer of its own), agent, or auto for whichever can")
 	f.StringVar(&flags.pinPath, "pin-path", defaultPinPath, "`folder` in which the agent keeps its counters")
 	f.StringArrayVar(&flags.replay, "replay", nil, "take what happened to connections from this `file`, gzip and zstd are understood; - is standard input")
 	f.BoolVar(&flags.logOnly, "log-only", false, "with --replay: look at nothing of this host")
-	f.StringVar(&flags.format, "format", "table", "output `format`: table or json")
-	f.StringVar(&flags.explain, "explain", "", "tell all about the finding of this `id`, and exit")
+	f.StringVar(&flags.format, "format", "table", "output `format`: table or json (one object)")
+	f.StringVar(&flags.explain, "explain", "", "tell all about what has this `id`, and exit")
+	f.BoolVar(&flags.list, "list", false, "list all that can be found, and exit")
 	completeWords(cmd, "source", []string{sourceAuto, sourceAgent, sourceKernel})
 	completeWords(cmd, "format", []string{"table", "json"})
-	completeWords(cmd, "explain", ruleIDs())
+	completeWords(cmd, "explain", doctor.IDs())
 	return cmd
 }
 
-func ruleIDs() (ids []string) {
-	for _, r := range doctor.Rules() {
-		ids = append(ids, r.ID)
-	}
-	return ids
-}
-
 func (f *doctorFlags) run(cmd *cobra.Command) error {
-	if f.format != "table" && f.format != "json" {
+	switch {
+	case f.format != "table" && f.format != "json":
 		return usagef("unknown format %q (want table or json)", f.format)
-	}
-	if cmd.Flags().Changed("explain") {
-		return f.runExplain(cmd.OutOrStdout())
+	case f.list && cmd.Flags().Changed("explain"):
+		return usagef("--list and --explain contradict each other")
+	case f.list:
+		return writeFindings(cmd, f.listText())
+	case cmd.Flags().Changed("explain"):
+		return f.runExplain(cmd)
 	}
 	opts, err := f.options(cmd)
 	if err != nil {
 		return err
 	}
 	host, err := observe.Watch(cmd.Context(), opts)
+	if errors.Is(err, context.Canceled) {
+		return errors.New("interrupted before the host was looked at")
+	}
 	if err != nil {
 		return err
 	}
 	findings := doctor.Diagnose(host)
-	text := output.AppendDoctorText
+	err = writeFindings(cmd, f.text(cmd, host, findings))
+	if len(findings) > 0 && findings[0].Severity >= doctor.Warning && (err == nil || errors.Is(err, syscall.EPIPE)) {
+		return errFindings // also to a reader who has read enough
+	}
+	return err
+}
+
+// text returns what was found in the format that is asked for.
+func (f *doctorFlags) text(cmd *cobra.Command, host *observe.Host, findings []doctor.Finding) []byte {
 	if f.format == "json" {
-		text = output.AppendDoctorJSON
+		return output.AppendDoctorJSON(nil, host, findings)
 	}
-	if _, err := cmd.OutOrStdout().Write(text(nil, host, findings)); err != nil {
+	_, _, isTerminal := terminal(cmd.OutOrStdout())
+	return output.AppendDoctorText(nil, host, findings, output.Options{Color: isTerminal && os.Getenv("NO_COLOR") == ""})
+}
+
+func writeFindings(cmd *cobra.Command, text []byte) error {
+	if _, err := cmd.OutOrStdout().Write(text); err != nil {
 		return fmt.Errorf("write findings: %w", err)
-	}
-	if len(findings) > 0 && findings[0].Severity >= doctor.Warning {
-		return errFindings
 	}
 	return nil
 }
@@ -107,67 +126,97 @@ func (f *doctorFlags) run(cmd *cobra.Command) error {
 // errFindings is the end of a run that went well and found something.
 var errFindings = errors.New("something was found")
 
-func (f *doctorFlags) runExplain(w io.Writer) error {
+func (f *doctorFlags) runExplain(cmd *cobra.Command) error {
 	rule, err := doctor.Lookup(f.explain)
 	if err != nil {
-		return usagef("--explain: %w", err)
+		return usagef("--explain: %w (--list has them all)", err)
 	}
 	text := output.AppendRuleText
 	if f.format == "json" {
 		text = output.AppendRuleJSON
 	}
-	if _, err := w.Write(text(nil, rule)); err != nil {
-		return fmt.Errorf("write explanation: %w", err)
+	return writeFindings(cmd, text(nil, rule))
+}
+
+// listText has a line for each rule.
+func (f *doctorFlags) listText() (text []byte) {
+	if f.format != "json" {
+		return output.AppendRuleList(nil, doctor.Rules())
 	}
-	return nil
+	for _, rule := range doctor.Rules() {
+		text = output.AppendRuleJSON(text, rule)
+	}
+	return text
 }
 
 // options checks the flags and returns what they ask for.
 func (f *doctorFlags) options(cmd *cobra.Command) (*observe.Options, error) {
-	opts := &observe.Options{For: f.watch, PinPath: f.pinPath, Open: newTracer}
-	switch {
-	case f.watch <= 0:
-		return nil, usagef("--for %v is not a time to watch for, such as 10s", f.watch)
-	case f.logOnly && len(f.replay) == 0:
-		return nil, usagef("--log-only looks at logs alone: name them with --replay")
-	case len(f.replay) > 0 && cmd.Flags().Changed("source"):
-		return nil, usagef("--replay and --source contradict each other: what happened to connections is in the log")
+	if err := f.check(cmd.Flags()); err != nil {
+		return nil, err
 	}
-	switch f.source {
-	case sourceAuto:
-	case sourceAgent:
-		opts.Source = observe.SourceAgent
-	case sourceKernel:
-		opts.Source = observe.SourceKernel
-	default:
-		return nil, usagef("unknown --source %q (want auto, agent or kernel)", f.source)
-	}
-	if len(f.replay) > 0 {
-		opts.Source, opts.LogOnly = observe.SourceLog, f.logOnly
-		opts.Log = func(ctx context.Context) (*observe.Traffic, error) { return readTraffic(ctx, cmd, f.replay) }
+	opts := &observe.Options{For: f.watch, PinPath: f.pinPath, Open: newTracer, Source: doctorSources[f.source]}
+	if _, _, ok := terminal(cmd.ErrOrStderr()); ok {
+		opts.Ready = func() { fmt.Fprintf(cmd.ErrOrStderr(), "finwait: watching for %v; Ctrl-C ends it sooner\n", f.watch) }
 	}
 	p := flagParser{flags: cmd.Flags()}
 	parseList(&p, "netns", f.netns, &opts.Netns, parseNetns)
 	if len(f.netns) == 1 && f.netns[0] == "self" {
 		opts.Scope = tracer.SelfNetns
 	}
+	if len(f.replay) > 0 {
+		opts.Source, opts.LogOnly = observe.SourceLog, f.logOnly
+		opts.Log = func(ctx context.Context) (*observe.Traffic, error) {
+			return readTraffic(ctx, cmd, f.replay, opts.Netns)
+		}
+	}
 	return opts, p.err
 }
 
-// readTraffic reads what happened to connections from logs.
-func readTraffic(ctx context.Context, cmd *cobra.Command, files []string) (*observe.Traffic, error) {
-	reader, flows := newReplay(cmd, files, nil), observe.NewFlows(observe.SourceLog)
+// doctorSources are the words of --source.
+var doctorSources = map[string]observe.Source{sourceAuto: "", sourceAgent: observe.SourceAgent, sourceKernel: observe.SourceKernel}
+
+// check refuses what makes no sense.
+func (f *doctorFlags) check(flags *pflag.FlagSet) error {
+	if _, ok := doctorSources[f.source]; !ok {
+		return usagef("unknown --source %q (want auto, agent or kernel)", f.source)
+	}
+	switch {
+	case f.watch < minDoctorWatch:
+		return usagef("--for %v is too short to tell anything (want %v or more)", f.watch, minDoctorWatch)
+	case f.logOnly && len(f.replay) == 0:
+		return usagef("--log-only looks at logs alone: name them with --replay")
+	case f.logOnly && flags.Changed("for"):
+		return usagef("--log-only and --for contradict each other: a log is not watched")
+	case len(f.replay) > 0 && flags.Changed("source"):
+		return usagef("--replay and --source contradict each other: what happened to connections is in the log")
+	}
+	return nil
+}
+
+// readTraffic reads what happened to connections from logs: those of these network
+// namespaces, or all if there are none. A log may have both transitions and connections
+// of the same sockets; then the transitions count.
+func readTraffic(ctx context.Context, cmd *cobra.Command, files []string, netns []uint32) (*observe.Traffic, error) {
+	reader, filter := newReplay(cmd, files, nil), match.New(&tracer.Filter{Netns: netns})
+	byEvent, byConn := observe.NewFlows(observe.SourceLog), observe.NewFlows(observe.SourceLog)
 	for record, err := range reader.Records(ctx) {
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		if record.Event != nil {
-			flows.AddEvent(record.Event, record.SamplingRatio)
-		} else {
-			flows.AddConn(record.Conn, record.SamplingRatio)
+		case record.Event != nil && filter.Socket(record.Event) == match.Pass:
+			byEvent.AddEvent(record.Event, record.SamplingRatio)
+		case record.Conn != nil && filter.Conn(record.Conn):
+			byConn.AddConn(record.Conn, record.SamplingRatio)
 		}
 	}
-	c := reader.Counts()
-	writeNotes(cmd.ErrOrStderr(), append(unreadNotes(c, 0), note{c.Damaged, "damaged lines skipped"}))
-	return flows.Traffic(), c.Err()
+	stderr, c := cmd.ErrOrStderr(), reader.Counts()
+	if ctx.Err() != nil {
+		fmt.Fprintln(stderr, "finwait: interrupted: there may be more to read")
+	}
+	writeNotes(stderr, append(unreadNotes(c, 0), note{c.Damaged, "damaged lines skipped"}))
+	if c.Transitions == 0 {
+		return byConn.Traffic(), c.Err()
+	}
+	writeNotes(stderr, []note{{c.Conns, "connections skipped, since there are transitions"}})
+	return byEvent.Traffic(), c.Err()
 }

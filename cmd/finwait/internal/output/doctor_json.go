@@ -2,32 +2,37 @@ package output
 
 import (
 	"encoding/json"
+	"math"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/doctor"
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
 // doctorJSON is what doctor prints, one object. What is not known is absent.
+// docs/doctor.md has the fields.
 type doctorJSON struct {
-	Time           *time.Time          `json:"time,omitempty"`
-	WatchedSeconds float64             `json:"watched_seconds,omitempty"`
-	Namespaces     int                 `json:"namespaces"`
-	Sockets        map[string]uint64   `json:"sockets,omitempty"`
-	Traffic        *trafficJSON        `json:"traffic,omitempty"`
-	Findings       []findingJSON       `json:"findings"`
-	Settings       []judgementJSON     `json:"settings,omitempty"`
-	Unseen         []map[string]string `json:"unseen,omitempty"`
+	Time           *time.Time        `json:"time,omitempty"`
+	WatchedSeconds float64           `json:"watched_seconds,omitempty"`
+	Namespaces     int               `json:"namespaces,omitempty"`
+	Sockets        map[string]uint64 `json:"sockets,omitzero"`
+	Traffic        *trafficJSON      `json:"traffic,omitempty"`
+	Findings       []findingJSON     `json:"findings"`
+	Settings       []judgementJSON   `json:"settings,omitempty"`
+	Unseen         []unseenJSON      `json:"unseen,omitempty"`
 }
 
 type trafficJSON struct {
 	Source    observe.Source `json:"source"`
-	Since     time.Time      `json:"since"`
-	Until     time.Time      `json:"until"`
+	Since     *time.Time     `json:"since,omitempty"`
+	Until     *time.Time     `json:"until,omitempty"`
 	Opened    uint64         `json:"opened"`
-	Unplaced  uint64         `json:"unplaced,omitempty"`
 	Lost      uint64         `json:"lost,omitempty"`
+	Unplaced  uint64         `json:"unplaced,omitempty"`
 	Estimated bool           `json:"estimated,omitempty"`
 }
 
@@ -36,6 +41,7 @@ type findingJSON struct {
 	Severity    string         `json:"severity"`
 	Netns       uint32         `json:"netns,omitempty"`
 	NetnsName   string         `json:"netns_name,omitempty"`
+	NetnsHost   bool           `json:"netns_host,omitempty"`
 	Subject     string         `json:"subject"`
 	Summary     string         `json:"summary"`
 	Facts       map[string]any `json:"facts"`
@@ -45,32 +51,64 @@ type findingJSON struct {
 	References  []string       `json:"references"`
 }
 
+// settingJSON has File or Command where it is about a finding, and Instead with File if
+// there is a line already.
 type settingJSON struct {
-	Line string `json:"line"`
-	Note string `json:"note"`
+	Line    string `json:"line"`
+	Note    string `json:"note,omitempty"`
+	File    string `json:"file,omitempty"`
+	Instead string `json:"instead,omitempty"`
+	Command string `json:"command,omitempty"`
+}
+
+type unseenJSON struct {
+	What string `json:"what"`
+	Why  string `json:"why"`
+}
+
+// ruleJSON is all about a rule.
+type ruleJSON struct {
+	ID          string        `json:"id"`
+	Severity    string        `json:"severity"`
+	Title       string        `json:"title"`
+	When        string        `json:"when"`
+	Why         string        `json:"why"`
+	Application []string      `json:"application,omitempty"`
+	Sysctls     []settingJSON `json:"sysctls,omitempty"`
+	Useless     []string      `json:"does_not_help,omitempty"`
+	Check       string        `json:"check"`
+	References  []string      `json:"references"`
 }
 
 // AppendDoctorJSON appends what was found as one JSON object and a newline.
 func AppendDoctorJSON(dst []byte, h *observe.Host, findings []doctor.Finding) []byte {
-	doc := doctorJSON{Namespaces: len(h.Namespaces), WatchedSeconds: h.Watched().Seconds(), Findings: []findingJSON{}}
-	if !h.Ended.IsZero() {
-		at := h.Ended.UTC()
-		doc.Time, doc.Sockets = &at, socketsOf(h)
-	}
-	if t := h.Traffic; t != nil {
-		doc.Traffic = &trafficJSON{t.Source, t.Since.UTC(), t.Until.UTC(), t.Opened, t.Unplaced, t.Lost, t.Estimated}
+	doc := doctorJSON{
+		Time: knownTime(h.Ended), WatchedSeconds: h.Watched().Seconds(), Namespaces: len(h.Namespaces),
+		Sockets: socketsOf(h), Traffic: trafficOf(h.Traffic), Findings: []findingJSON{}, Settings: settingsOf(h),
 	}
 	for i := range findings {
-		doc.Findings = append(doc.Findings, toJSON(&findings[i]))
+		doc.Findings = append(doc.Findings, findingOf(h, &findings[i]))
 	}
-	doc.Settings = settingsOf(h)
 	for _, u := range h.Unseen {
-		doc.Unseen = append(doc.Unseen, map[string]string{"what": u.What, "why": u.Why})
+		doc.Unseen = append(doc.Unseen, unseenJSON(u))
 	}
-	return appendLine(dst, doc)
+	return appendObject(dst, doc)
 }
 
+// knownTime returns the time in UTC, nil if it is not known.
+func knownTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// socketsOf returns the sockets in each state, nil if none were looked for.
 func socketsOf(h *observe.Host) map[string]uint64 {
+	if len(h.Namespaces) == 0 {
+		return nil
+	}
 	sockets := map[string]uint64{}
 	for i := range h.Namespaces {
 		for _, state := range tracer.States() {
@@ -82,30 +120,66 @@ func socketsOf(h *observe.Host) map[string]uint64 {
 	return sockets
 }
 
-func toJSON(f *doctor.Finding) findingJSON {
+func trafficOf(t *observe.Traffic) *trafficJSON {
+	if t == nil {
+		return nil
+	}
+	return &trafficJSON{t.Source, knownTime(t.Since), knownTime(t.Until), t.Opened, t.Lost, t.Unplaced, t.Estimated}
+}
+
+func findingOf(h *observe.Host, f *doctor.Finding) findingJSON {
 	doc := findingJSON{
 		ID: f.Rule.ID, Severity: f.Severity.String(), Subject: f.Subject, Summary: f.Summary,
 		Facts: map[string]any{}, Application: f.Rule.Application, Check: f.Rule.Check, References: f.Rule.References,
 	}
-	if f.Netns != nil {
-		doc.Netns, doc.NetnsName = f.Netns.Inode, f.Netns.Name
+	if n := f.Netns; n != nil {
+		doc.Netns, doc.NetnsName, doc.NetnsHost = n.Inode, n.Name, n.Host
 	}
 	for _, fact := range f.Facts {
+		if n, ok := fact.Value.(float64); ok && (math.IsNaN(n) || math.IsInf(n, 0)) {
+			continue // which says that it is not known
+		}
 		doc.Facts[fact.Name] = fact.Value
 	}
 	for _, s := range f.Settings() {
-		doc.Sysctls = append(doc.Sysctls, settingJSON(s))
+		setting := settingJSON{Line: s.Line, Note: prose.Line(s.Note)}
+		if inHost(f, &s) {
+			setting.File, setting.Instead = sysctlFile, doctor.Instead(h, &s, sysctlFile)
+		} else {
+			setting.Command = setCommand(f.Netns, &s)
+		}
+		doc.Sysctls = append(doc.Sysctls, setting)
 	}
 	return doc
 }
 
-// AppendRuleJSON appends all about a finding as one JSON object and a newline.
-func AppendRuleJSON(dst []byte, r *doctor.Rule) []byte { return appendLine(dst, r) }
+// AppendRuleJSON appends all about a rule as one JSON object and a newline.
+func AppendRuleJSON(dst []byte, r *doctor.Rule) []byte {
+	doc := ruleJSON{
+		ID: r.ID, Severity: r.Worst.String(), Title: r.Title, When: r.When, Why: r.Why, Application: r.Application,
+		Useless: r.Useless, Check: r.Check, References: r.References,
+	}
+	for _, s := range r.Sysctls {
+		doc.Sysctls = append(doc.Sysctls, settingJSON{Line: s.Line, Note: s.Note})
+	}
+	return appendObject(dst, doc)
+}
 
-func appendLine(dst []byte, doc any) []byte {
-	line, err := json.Marshal(doc)
+// appendObject appends doc and a newline. Characters that do not print are escaped, as
+// in all JSON of this package: encoding/json leaves those beyond ASCII as they are.
+func appendObject(dst []byte, doc any) []byte {
+	text, err := json.Marshal(doc)
 	if err != nil {
 		panic(err) // there is nothing in it that cannot be encoded
 	}
-	return append(append(dst, line...), '\n')
+	for len(text) > 0 {
+		r, size := utf8.DecodeRune(text)
+		if r < utf8.RuneSelf && r != 0x7f || unicode.IsPrint(r) && r != utf8.RuneError {
+			dst = append(dst, text[:size]...)
+		} else {
+			dst = appendJSONEscape(dst, r)
+		}
+		text = text[size:]
+	}
+	return append(dst, '\n')
 }
