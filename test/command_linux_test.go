@@ -104,7 +104,9 @@ func spawn(t testing.TB, cmd *exec.Cmd) *process {
 	if cmd.Stdout == nil {
 		cmd.Stdout = &p.stdout
 	}
-	cmd.Stderr = &p.stderr
+	if cmd.Stderr == nil {
+		cmd.Stderr = &p.stderr
+	}
 	qt.Assert(t, qt.IsNil(cmd.Start()))
 	go func() {
 		_ = cmd.Wait() // the exit code is in ProcessState

@@ -90,7 +90,7 @@ type diagnosis struct {
 	Sockets        map[string]uint64 `json:"sockets"`
 	Findings       []finding         `json:"findings"`
 	Settings       []judgement       `json:"settings"`
-	Traffic        struct {
+	Traffic        *struct {
 		Source       string
 		Since, Until time.Time
 		Opened, Lost uint64
@@ -104,7 +104,7 @@ type finding struct {
 	Netns                                 uint32
 	Facts                                 map[string]any
 	Application                           []string
-	Sysctls                               []struct{ Line, Note string }
+	Sysctls                               []struct{ Line, Note, File, Command string }
 }
 
 // ids are those of the findings, each once.
