@@ -48,10 +48,14 @@ func compareNetns(before, after *space, owners map[uint32]tracer.Process) Netns 
 			n.TimeWaitInbound++
 		}
 	}
+	for i := range before.sockets {
+		n.StatesBefore[before.sockets[i].State]++
+	}
 	n.Listeners = c.listeners()
 	n.Outgoing = c.outgoing()
 	n.Lasting = c.lasting()
 	n.Conntrack = conntrackOf(before.tracked, after.tracked)
+	n.Queued = c.queued()
 	return n
 }
 
