@@ -39,6 +39,9 @@ func rate(perSecond float64) string {
 
 // bytes returns a size as people read it: 250 B, 33 MB.
 func bytes(n uint64) string {
+	if n < 1000 {
+		return number(n) + " B"
+	}
 	size, unit := float64(n), "B"
 	for _, next := range []string{"kB", "MB", "GB", "TB"} {
 		if size < 1000 {
