@@ -223,7 +223,7 @@ func orphans(count int) func(*observe.Netns) {
 	return func(n *observe.Netns) {
 		n.Lasting = []observe.Lasting{
 			{State: tracer.StateFinWait2, Orphan: true, Sockets: count - 1, New: 1},
-			{State: tracer.StateFinWait2, Sockets: 1000}, {State: tracer.StateLastAck, Orphan: true, Sockets: 1000},
+			{State: tracer.StateFinWait2, Sockets: 19}, {State: tracer.StateLastAck, Orphan: true, Sockets: 1000},
 		}
 	}
 }

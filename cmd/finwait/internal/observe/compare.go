@@ -48,11 +48,15 @@ func compareNetns(before, after *space, owners map[uint32]tracer.Process) Netns 
 			n.TimeWaitInbound++
 		}
 	}
+	for i := range before.sockets {
+		n.StatesBefore[before.sockets[i].State]++
+	}
 	n.Listeners = c.listeners()
 	n.Outgoing = c.outgoing()
 	n.Lasting = c.lasting()
 	n.Conntrack = conntrackOf(before.tracked, after.tracked)
 	n.Path, n.Member = namedPath(n.Name, n.Inode), n.member()
+	n.Queued = c.queued()
 	return n
 }
 

@@ -101,6 +101,8 @@ type Netns struct {
 
 	// States has the sockets in each state at the end, half-open ones in StateSynRecv.
 	States tracer.StateCounts
+	// StatesBefore has those of the first look.
+	StatesBefore tracer.StateCounts
 	// Inexact tells that the kernel could not list the sockets without saying that the
 	// list changed meanwhile.
 	Inexact bool
@@ -128,6 +130,8 @@ type Netns struct {
 	Outgoing []Outgoing
 	// Lasting has the sockets that were in one state all the time.
 	Lasting []Lasting
+	// Queued has what is in the buffers of its sockets, by who holds them, the most first.
+	Queued []Queued
 
 	// Conntrack is the namespace's table of connections, nil if it has none.
 	Conntrack *Conntrack
@@ -205,6 +209,22 @@ type Lasting struct {
 	// UnreadEnd how many have the peer's FIN that it has not read, and Retransmitted how
 	// many have sent again what they wait for an answer to.
 	Unsent, Unread, UnreadEnd, Retransmitted int
+	// Stalled is how many of Sockets have sent a FIN, or have it to send, and have had
+	// nothing acknowledged since the first look: FIN_WAIT1, CLOSING and LAST_ACK.
+	Stalled int
+}
+
+// Queued is what the sockets of one process have in their buffers, in bytes of data. The
+// kernel's memory for them is more, often several times as much.
+type Queued struct {
+	// Owner is the process that holds them, with the PID 0 if it is not known. Orphan
+	// tells that no process holds them: they have been closed, or not accepted yet.
+	Owner  Process
+	Orphan bool
+	// Sockets is how many have something in them.
+	Sockets int
+	// Unread is what the process has not read, Unsent what the peer has not acknowledged.
+	Unread, Unsent uint64
 }
 
 // Conntrack is the connection tracking of a namespace.

@@ -38,7 +38,7 @@ func (c *comparison) lasting() []Lasting {
 			groups[k] = g
 		}
 		if was, ok := c.known[s.Cookie]; ok && was.state == s.State {
-			g.add(s)
+			g.add(s, &c.before.sockets[was.index])
 		} else {
 			g.New++
 		}
@@ -66,34 +66,59 @@ func (c *comparison) companyOf(s *tracer.Socket) company {
 	return k
 }
 
-// add counts a socket that has not left its state.
-func (g *Lasting) add(s *tracer.Socket) {
+// add counts a socket that has not left its state, and was as before at the first look.
+func (g *Lasting) add(s, before *tracer.Socket) {
 	g.Sockets++
 	if s.Mini {
 		return // it has no queues
 	}
-	// A FIN takes a number in the stream, and so a place in the queue.
-	var finSent, finReceived uint32
-	switch s.State {
-	case tracer.StateFinWait1, tracer.StateLastAck, tracer.StateClosing:
-		finSent = 1
-	case tracer.StateSynSent:
-		finSent = 1 // the SYN
-	}
-	switch s.State {
-	case tracer.StateCloseWait, tracer.StateLastAck, tracer.StateClosing:
-		finReceived = 1
-	}
-	if s.SendQueue > finSent {
+	unread, unsent := dataOf(s)
+	if unsent > 0 {
 		g.Unsent++
 	}
-	if s.ReceiveQueue > finReceived {
+	if unread > 0 {
 		g.Unread++
 	}
-	if finReceived > 0 && s.ReceiveQueue > 0 {
+	if hasEnd(s) && s.ReceiveQueue > 0 {
 		g.UnreadEnd++
 	}
 	if s.Timer == tracer.TimerRetransmit && s.Retransmits > 0 {
 		g.Retransmitted++
 	}
+	// Nothing can be added to what is to be sent before a FIN.
+	if isEnding(s) && s.SendQueue == before.SendQueue {
+		g.Stalled++
+	}
+}
+
+// isEnding tells that a socket has a FIN of its own that is not acknowledged.
+func isEnding(s *tracer.Socket) bool {
+	switch s.State {
+	case tracer.StateFinWait1, tracer.StateLastAck, tracer.StateClosing:
+		return true
+	}
+	return false
+}
+
+// hasEnd tells that a socket has its peer's FIN.
+func hasEnd(s *tracer.Socket) bool {
+	switch s.State {
+	case tracer.StateCloseWait, tracer.StateLastAck, tracer.StateClosing:
+		return true
+	}
+	return false
+}
+
+// dataOf returns how many bytes of data a full socket has that its process has not read,
+// and that its peer has not acknowledged. A SYN and a FIN take a number in the stream, and
+// so a place in the queue.
+func dataOf(s *tracer.Socket) (unread, unsent uint32) {
+	unread, unsent = s.ReceiveQueue, s.SendQueue
+	if unread > 0 && hasEnd(s) {
+		unread--
+	}
+	if unsent > 0 && (isEnding(s) || s.State == tracer.StateSynSent) {
+		unsent--
+	}
+	return unread, unsent
 }

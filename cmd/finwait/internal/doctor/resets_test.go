@@ -1,0 +1,200 @@
+package doctor
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/procnet"
+	"github.com/finwait/finwait/tracer"
+)
+
+const (
+	unread  = tracer.ReasonRSTSentUnreadData
+	byZero  = tracer.ReasonRSTSentLinger
+	late    = tracer.ReasonRSTSentLateData
+	byPeer  = tracer.ReasonRSTReceived
+	orderly = tracer.ReasonFIN
+)
+
+// way is an ending in ESTABLISHED, or of what is usual for the reason.
+func way(reason tracer.Reason) tracer.Ending {
+	old := tracer.StateEstablished
+	if reason == orderly {
+		old = tracer.StateLastAck
+	}
+	return tracer.Ending{Old: old, Reason: reason, Side: tracer.SideLocal}
+}
+
+// flow is connections of a server, of which so many ended for the reason, and so many
+// others as they should.
+func flow(owner observe.Process, reason tracer.Reason, n, others uint64) observe.Flow {
+	return observe.Flow{
+		FlowKey: observe.FlowKey{Netns: 5, Role: tracer.RoleServer, Owner: owner, Service: service},
+		Endings: map[tracer.Ending]uint64{way(reason): n, way(orderly): others},
+	}
+}
+
+func saw(flows ...observe.Flow) *observe.Host {
+	h := watched()
+	t := &observe.Traffic{Source: observe.SourceKernel, Since: h.Began, Until: h.Ended, Flows: flows}
+	for i := range flows {
+		for way, n := range flows[i].Endings {
+			t.Endings.Add(way, n)
+		}
+	}
+	h.Traffic = t
+	return h
+}
+
+// sawAll has the same without flows, as an agent's counters do.
+func sawAll(flows ...observe.Flow) *observe.Host {
+	h := saw(flows...)
+	h.Traffic.Source, h.Traffic.Flows = observe.SourceAgent, nil
+	return h
+}
+
+// counted is a host on which nobody saw connections end.
+func counted(c procnet.Counters) *observe.Host {
+	h := watched()
+	h.Namespaces[0].Counted = c
+	return h
+}
+
+func changed(f observe.Flow, change func(*observe.Flow)) observe.Flow {
+	change(&f)
+	return f
+}
+
+var nobody observe.Process
+
+var resetTests = []struct {
+	name string
+	host *observe.Host
+	want []string
+}{
+	{"no flows", saw(), nil},
+	{"a few closed with unread data", saw(flow(leaker, unread, 9, 0)), nil},
+	{"many closed with unread data", saw(flow(leaker, unread, 10, 990)), []string{"rst-unread-data warning"}},
+	{"a small share closed with unread data", saw(flow(leaker, unread, 10, 991)), nil},
+	{"a small share, with TIME_WAIT", saw(changed(flow(leaker, unread, 10, 0), func(f *observe.Flow) { f.TimeWait = 991 })), nil},
+	{"many of one process in two flows", saw(flow(leaker, unread, 5, 0), changed(flow(leaker, unread, 5, 0), func(f *observe.Flow) {
+		f.Role, f.Service = tracer.RoleClient, elsewhere
+	})), []string{"rst-unread-data warning"}},
+	{"a few of each process", saw(flow(leaker, unread, 9, 0), flow(another, unread, 9, 0)), nil},
+	{"many of a process that is not known", saw(flow(nobody, unread, 10, 0)), []string{"rst-unread-data warning"}},
+	{"a few of each service of processes that are not known", saw(flow(nobody, unread, 9, 0), changed(flow(nobody, unread, 9, 0), func(f *observe.Flow) {
+		f.Service = elsewhere
+	})), nil},
+	{"a few half-open ones do not count", saw(changed(flow(leaker, unread, 10, 900), func(f *observe.Flow) {
+		f.Endings[tracer.Ending{Old: tracer.StateNewSynRecv, Reason: tracer.ReasonTimeoutHandshake}] = 10_000
+	})), []string{"rst-unread-data warning"}},
+
+	{"many reset by SO_LINGER", saw(flow(leaker, byZero, 10, 990)), []string{"linger-zero warning"}},
+	{"a few reset by SO_LINGER", saw(flow(leaker, byZero, 9, 0)), nil},
+	{"much late data", saw(flow(leaker, late, 10, 990)), []string{"late-data info"}},
+	{"some late data", saw(flow(leaker, late, 10, 991)), nil},
+
+	{"many resets by peers", saw(flow(leaker, byPeer, 20, 180)), []string{"peer-resets info"}},
+	{"some resets by peers", saw(flow(leaker, byPeer, 20, 181)), nil},
+	{"a few resets by peers", saw(flow(leaker, byPeer, 19, 0)), nil},
+	{"resets by peers of several workers", saw(flow(leaker, byPeer, 10, 0), flow(another, byPeer, 10, 0)), []string{"peer-resets info"}},
+	{"resets by peers in TIME_WAIT", saw(changed(flow(leaker, orderly, 1, 0), func(f *observe.Flow) {
+		f.Endings[tracer.Ending{Old: tracer.StateTimeWait, Reason: byPeer}] = 1000
+	})), nil},
+	{"resets by peers before the handshake was done", saw(changed(flow(leaker, orderly, 1, 0), func(f *observe.Flow) {
+		f.Endings[tracer.Ending{Old: tracer.StateSynRecv, Reason: byPeer}] = 1000
+		f.Endings[tracer.Ending{Old: tracer.StateNewSynRecv, Reason: byPeer}] = 1000
+	})), nil},
+
+	{"agent: many closed with unread data", sawAll(flow(leaker, unread, 10, 990)), []string{"rst-unread-data warning"}},
+	{"agent: some closed with unread data", sawAll(flow(leaker, unread, 10, 991)), nil},
+	{"agent: many resets by peers", sawAll(flow(leaker, byPeer, 20, 180)), []string{"peer-resets info"}},
+	{"agent: some resets by peers", sawAll(flow(leaker, byPeer, 20, 181)), nil},
+
+	{"counters: many closed with unread data", counted(procnet.Counters{"TcpExt.TCPAbortOnClose": 10, "Tcp.ActiveOpens": 500, "Tcp.PassiveOpens": 500}),
+		[]string{"rst-unread-data warning"}},
+	{"counters: some closed with unread data", counted(procnet.Counters{"TcpExt.TCPAbortOnClose": 10, "Tcp.ActiveOpens": 501, "Tcp.PassiveOpens": 500}), nil},
+	{"counters: a few closed with unread data", counted(procnet.Counters{"TcpExt.TCPAbortOnClose": 9}), nil},
+	{"counters: many by SO_LINGER or late data", counted(procnet.Counters{"TcpExt.TCPAbortOnData": 10, "Tcp.ActiveOpens": 10}), []string{"linger-zero info"}},
+	{"counters: nothing", counted(procnet.Counters{}), nil},
+	// What was seen is better than what was counted.
+	{"counters beside flows", func() *observe.Host {
+		h := saw(flow(leaker, orderly, 1000, 0))
+		h.Namespaces[0].Counted = procnet.Counters{"TcpExt.TCPAbortOnClose": 1000, "TcpExt.TCPAbortOnData": 1000, "TcpExt.TCPAbortOnMemory": 1000}
+		return h
+	}(), nil},
+}
+
+func TestResetRules(t *testing.T) {
+	for _, tt := range resetTests {
+		t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
+			qt.Check(t, qt.DeepEquals(brief(judge(t, tt.host)), tt.want))
+		})
+	}
+}
+
+func TestResetFacts(t *testing.T) {
+	h := saw(changed(flow(leaker, unread, 20, 60), func(f *observe.Flow) {
+		f.Endings[tracer.Ending{Old: tracer.StateCloseWait, Reason: unread, Side: tracer.SidePeer}] = 3
+		f.TimeWait = 17
+	}))
+	all := judge(t, h)
+	qt.Assert(t, qt.HasLen(all, 1))
+	f := &all[0]
+	qt.Check(t, qt.Equals(f.Netns, &h.Namespaces[0]))
+	qt.Check(t, qt.Equals(f.Subject, hostile+" (23)"))
+	qt.Check(t, qt.Equals(f.Summary, hostile+" (23): 23 of 100 (23 %) connections closed with data that was not read"))
+	for name, want := range map[string]any{
+		"pid": uint64(23), "comm": hostile, "ended": uint64(100), "resets": uint64(23), "resets_per_second": 2.3,
+		"resets_percent": 23.0, "in_states": "ESTABLISHED (20), CLOSE_WAIT (3)", "biggest_services": "192.0.2.1:80 (100)",
+	} {
+		qt.Check(t, qt.Equals(valueOf(t, f, name), want), qt.Commentf("%s", name))
+	}
+}
+
+// A log tells of namespaces that nobody has looked at.
+func TestResetsInLog(t *testing.T) {
+	h := saw(flow(leaker, unread, 23, 0))
+	h.Namespaces, h.Began, h.Ended = nil, time.Time{}, time.Time{}
+	all := judge(t, h)
+	qt.Assert(t, qt.HasLen(all, 1))
+	qt.Check(t, qt.IsNil(all[0].Netns))
+}
+
+func TestPeerResetsName(t *testing.T) {
+	all := judge(t, saw(flow(leaker, byPeer, 23, 0), changed(flow(leaker, byPeer, 29, 0), func(f *observe.Flow) {
+		f.Role, f.Service = tracer.RoleClient, elsewhere
+	})))
+	qt.Assert(t, qt.HasLen(all, 2))
+	qt.Check(t, qt.Equals(all[0].Subject, elsewhere.String()))
+	qt.Check(t, qt.Equals(all[0].Summary, "29 of 29 (100 %) connections were reset by the peer: those to the service 198.51.100.7:5432"))
+	qt.Check(t, qt.Equals(all[1].Subject, service.String()))
+	qt.Check(t, qt.Equals(all[1].Summary, "23 of 23 (100 %) connections were reset by the peer: those of clients to 192.0.2.1:80"))
+}
+
+// A host that does a lot, and does it right, is told nothing.
+func TestBusyHost(t *testing.T) {
+	busy := flow(leaker, byPeer, 0, 60_000)
+	busy.TimeWait = 40_000
+	for reason, n := range map[tracer.Reason]uint64{unread: 500, byZero: 5, late: 700, byPeer: 3000} {
+		busy.Endings[way(reason)] = n
+	}
+	for range 100_000 {
+		busy.CloseWait.Add(200 * time.Microsecond)
+	}
+	h := saw(busy)
+	h.Namespaces[0].Lasting = append(scatter(tracer.StateFinWait1, 300),
+		observe.Lasting{State: tracer.StateCloseWait, Owner: leaker, Local: service, Remote: peerNo(1), Sockets: 9, New: 300},
+		observe.Lasting{State: tracer.StateCloseWait, Owner: leaker, Local: service, Remote: peerNo(2), Sockets: 40, Unsent: 40},
+		observe.Lasting{State: tracer.StateFinWait1, Orphan: true, Local: service, Remote: peerNo(1), Sockets: 200, Unsent: 200, Stalled: 5},
+		observe.Lasting{State: tracer.StateFinWait2, Orphan: true, Local: service, Remote: peerNo(1), Sockets: 30, New: 900},
+	)
+	h.Namespaces[0].Lasting = append(h.Namespaces[0].Lasting, scatter(tracer.StateFinWait2, 600)...)
+	h.Namespaces[0].Counted = procnet.Counters{"TcpExt.TCPRcvQDrop": 40, "TcpExt.TCPMemoryPressures": 0, "TcpExt.TCPAbortOnMemory": 0}
+	h.Memory = observe.Memory{Pages: 90_000, PressurePages: 100_000, MaxPages: 150_000, PageSize: 4096, Orphans: 500, MaxOrphans: 65536}
+	qt.Check(t, qt.DeepEquals(brief(judge(t, h)), nil))
+}
