@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,14 +20,14 @@ import (
 // network, and one that talks to itself over loopback with the kernel's defaults.
 func TestDoctorHealthy(t *testing.T) {
 	t.Run("server", func(t *testing.T) {
-		server, world := netns.New(t), netns.New(t)
+		server, world := inhabited(t), netns.New(t)
 		join(t, server, world)
 		// The others have no more than their ports either, and use them again.
 		world.Sysctl("net.ipv4.tcp_tw_reuse", "1")
 		checkHealthy(t, &town{t: t, server: server, client: world, addr: serverAddr}, 1)
 	})
 	t.Run("loopback", func(t *testing.T) {
-		ns := netns.New(t)
+		ns := inhabited(t)
 		checkHealthy(t, &town{t: t, server: ns, client: ns, addr: netip.MustParseAddr("127.0.0.1")}, 2)
 	})
 }
@@ -102,15 +103,14 @@ type town struct {
 }
 
 const (
-	townThreads = 8    // of the busy server, and as many clients
-	townBusy    = 8000 // where it listens
+	townBusy    = 8000 // where the busy server listens
 	townIdle    = 9000 // where the pool does
 	pooled      = 500
 	townBacklog = 4096
 )
 
-// bustle has many connections made: short ones, and a pool of those that stay. It returns
-// what ends them.
+// bustle has many connections made: short ones, as fast as the CPUs go, and a pool of
+// those that stay. It returns what ends them.
 func (w *town) bustle() (stop func()) {
 	var (
 		running  sync.WaitGroup
@@ -118,13 +118,11 @@ func (w *town) bustle() (stop func()) {
 	)
 	// To one port: with more, there would be more in TIME_WAIT than is harmless.
 	listener := w.listen(townBusy)
-	var asking sync.WaitGroup
-	for range townThreads {
-		running.Go(func() { w.server.Do(func() { w.serve(listener) }) })
-		asking.Go(func() {
+	for range runtime.NumCPU() {
+		running.Go(func() {
 			w.client.Do(func() {
 				for !stopping.Load() {
-					w.note(w.ask(townBusy))
+					w.note(w.ask(listener))
 				}
 			})
 		})
@@ -132,8 +130,6 @@ func (w *town) bustle() (stop func()) {
 	pool := w.fillPool()
 	return func() {
 		stopping.Store(true)
-		asking.Wait()
-		w.note(unix.Shutdown(listener, unix.SHUT_RD)) // wakes accept
 		running.Wait()
 		for _, fd := range append(pool, listener) {
 			unix.Close(fd)
@@ -162,39 +158,36 @@ func (w *town) listen(port int) (fd int) {
 	return fd
 }
 
-// serve answers one client after the other, until the listener is shut down.
-func (w *town) serve(listener int) {
-	for {
-		fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
-		if errors.Is(err, unix.EINVAL) {
-			return
-		}
-		w.note(err)
-		buf := make([]byte, 16)
-		for n := 1; n > 0 && err == nil; {
-			if n, err = unix.Read(fd, buf); n > 0 {
-				_, err = unix.Write(fd, buf[:n])
-			}
-		}
-		w.note(errors.Join(err, unix.Close(fd)))
-	}
-}
-
-// ask makes a connection, has a question answered and closes.
-func (w *town) ask(port int) error {
-	fd, err := churnSocket()
+// ask makes a connection and has a question answered, both ends by one thread: to
+// change between two takes longer than all the rest. The other end may be that of
+// another thread's, which then has this one's.
+func (w *town) ask(listener int) error {
+	client, err := churnSocket()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, w.sockaddr(port)); err != nil {
+	if err := unix.Connect(client, w.sockaddr(townBusy)); err != nil {
+		unix.Close(client)
 		return fmt.Errorf("connect: %w", err)
 	}
-	if _, err := unix.Write(fd, []byte("?")); err != nil {
-		return err
+	server, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		unix.Close(client)
+		return fmt.Errorf("accept: %w", err)
 	}
-	_, err = unix.Read(fd, make([]byte, 16))
-	return err
+	err = errors.Join(pass(client, server), pass(server, client), unix.Close(client))
+	if n, end := unix.Read(server, make([]byte, 1)); n != 0 || end != nil {
+		err = errors.Join(err, fmt.Errorf("%d bytes and %w instead of the end", n, end))
+	}
+	return errors.Join(err, unix.Close(server))
+}
+
+// pass sends a byte from one end to an end.
+func pass(from, to int) error {
+	var b [1]byte
+	_, write := unix.Write(from, b[:])
+	_, read := unix.Read(to, b[:])
+	return errors.Join(write, read)
 }
 
 // fillPool opens connections that stay.
