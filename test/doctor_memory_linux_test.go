@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/go-quicktest/qt"
 
@@ -50,28 +49,17 @@ func TestDoctorHostLimits(t *testing.T) {
 		p := &patient{t, inhabited(t)}
 		p.vanishInFinWait1(20201)
 		c := &closings{loop: &loop{t: t, ns: p.ns}}
-		const limit = 2*connections - 1
-		awaitOrphans(p, limit) // beyond it some are reset
+		// Earlier tests have left some too, which go meanwhile. None is reset as long as
+		// there are not more than that.
+		stat, err := oracle.Sockstat(p.ns)
+		qt.Assert(t, qt.IsNil(err))
+		limit := stat["TCP"]["orphan"] * 3 / 2
 		c.limit("tcp_max_orphans", fmt.Sprint(limit))
 		d := p.diagnose()
 		d.check(t, condition{finds: []string{"fin-wait1-pileup", "orphan-limit"}})
 		f := d.find(t, "orphan-limit")
 		qt.Check(t, qt.Equals(f.Severity, "warning"))
 		checkFacts(t, f, map[string]any{"tcp_max_orphans": float64(limit), "resets": 0.0, "biggest_peers": "127.0.0.1:20201 (23)"})
-		qt.Check(t, qt.IsTrue(f.Facts["orphans"].(float64) >= connections))
+		qt.Check(t, qt.IsTrue(f.Facts["orphans"].(float64) >= connections), qt.Commentf("%v", f.Facts))
 	})
-}
-
-// awaitOrphans waits until there are no more orphans than that on the host.
-func awaitOrphans(p *patient, most int) {
-	p.t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		stat, err := oracle.Sockstat(p.ns)
-		qt.Assert(p.t, qt.IsNil(err))
-		n := stat["TCP"]["orphan"]
-		if n <= most {
-			return
-		}
-		qt.Assert(p.t, qt.IsTrue(time.Now().Before(deadline)), qt.Commentf("%d orphans", n))
-	}
 }
