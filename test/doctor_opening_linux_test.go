@@ -10,8 +10,6 @@ import (
 
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
-
-	"github.com/finwait/finwait/test/internal/netns"
 )
 
 var openingConditions = []condition{
@@ -177,7 +175,7 @@ func TestConnectTimeout(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			p := &patient{t, netns.New(t)}
+			p := &patient{t, inhabited(t)}
 			const linear = "net.ipv4.tcp_syn_linear_timeouts"
 			if p.ns.HasSysctl(linear) {
 				p.ns.Sysctl(linear, test.linear)
