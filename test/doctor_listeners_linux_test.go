@@ -26,17 +26,17 @@ var listenerConditions = []condition{
 	{name: "handshakes broken off", finds: []string{"half-open-resets"}, plant: plantHalfOpenResets},
 }
 
-// service is a listener that does not wait in accept.
-type service struct {
+// listening is a listener that does not wait in accept.
+type listening struct {
 	sockets
 	p     *patient
 	fd    int
 	local netip.AddrPort
 }
 
-func (p *patient) service(local string, backlog int) *service {
+func (p *patient) listening(local string, backlog int) *listening {
 	p.t.Helper()
-	s := &service{p: p, local: netip.MustParseAddrPort(local)}
+	s := &listening{p: p, local: netip.MustParseAddrPort(local)}
 	l := &loop{t: p.t, ns: p.ns, addr: s.local.Addr()}
 	p.ns.Do(func() {
 		s.fd = l.socket()
@@ -49,7 +49,7 @@ func (p *patient) service(local string, backlog int) *service {
 }
 
 // acceptAll accepts what there is.
-func (s *service) acceptAll() (n int) {
+func (s *listening) acceptAll() (n int) {
 	for {
 		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC)
 		if err != nil {
@@ -62,7 +62,7 @@ func (s *service) acceptAll() (n int) {
 
 func plantFullQueue(p *patient) {
 	const backlog = 4
-	s, clients := p.service("127.0.0.1:25011", backlog), p.sockets()
+	s, clients := p.listening("127.0.0.1:25011", backlog), p.sockets()
 	p.ns.Do(func() {
 		for range backlog + 1 {
 			clients.begin(p.t, s.local)
@@ -80,7 +80,7 @@ func checkFullQueue(t *testing.T, d *diagnosis) {
 }
 
 func plantUnaccepted(p *patient) {
-	s, clients := p.service("127.0.0.1:25012", 1024), p.sockets()
+	s, clients := p.listening("127.0.0.1:25012", 1024), p.sockets()
 	p.ns.Do(func() {
 		for range connections {
 			clients.begin(p.t, s.local)
@@ -98,7 +98,7 @@ func checkUnaccepted(t *testing.T, d *diagnosis) {
 // plantBursts has more clients come at once than the queue has room for. Those that found
 // none give up before they try again.
 func plantBursts(p *patient) {
-	s, clients := p.service("127.0.0.1:25013", 4), p.sockets()
+	s, clients := p.listening("127.0.0.1:25013", 4), p.sockets()
 	p.meanwhile(func() {
 		for range connections {
 			clients.begin(p.t, s.local)
@@ -121,7 +121,7 @@ func checkBursts(t *testing.T, d *diagnosis) {
 }
 
 func plantSmallBacklog(p *patient) {
-	s, clients := p.service("127.0.0.1:25014", 4), p.sockets()
+	s, clients := p.listening("127.0.0.1:25014", 4), p.sockets()
 	p.meanwhile(func() {
 		for range 4 {
 			clients.begin(p.t, s.local)
@@ -153,7 +153,7 @@ func (r *remote) flood(port uint16) {
 func plantFlood(p *patient) {
 	const here = "192.0.5.254:25015"
 	r := p.far("tun-flood", "192.0.5.1", here)
-	p.service(here, 1024)
+	p.listening(here, 1024)
 	for port := range uint16(7) {
 		r.flood(remotePort + port)
 	}
@@ -171,7 +171,7 @@ func checkFlood(t *testing.T, d *diagnosis) {
 func plantLastingFlood(p *patient, device, network, port string, backlog int) {
 	here := network + ".254:" + port
 	r := p.far(device, network+".1", here)
-	p.service(here, backlog)
+	p.listening(here, backlog)
 	from := uint16(remotePort)
 	p.meanwhile(func() {
 		r.flood(from)
@@ -205,7 +205,7 @@ func checkDroppedFlood(t *testing.T, d *diagnosis) {
 // plantHandshakes has clients connect together, which all complete their handshakes.
 func plantHandshakes(p *patient) {
 	const here, backlog = "192.0.8.254:25018", 10
-	r, s := p.far("tun-burst", "192.0.8.1", here), p.service(here, backlog)
+	r, s := p.far("tun-burst", "192.0.8.1", here), p.listening(here, backlog)
 	from := uint16(remotePort)
 	p.meanwhile(func() {
 		for range connections {
@@ -241,7 +241,7 @@ func checkHandshakes(t *testing.T, d *diagnosis) {
 func plantHalfOpenResets(p *patient) {
 	const here = "192.0.9.254:25019"
 	r := p.far("tun-resets", "192.0.9.1", here)
-	p.service(here, 1024)
+	p.listening(here, 1024)
 	from := uint16(remotePort)
 	p.meanwhile(func() {
 		for range connections {

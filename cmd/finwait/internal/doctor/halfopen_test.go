@@ -27,10 +27,10 @@ func gaveUp(reason tracer.Reason, count uint64) change {
 }
 
 func cookies(sent, valid uint64) change {
-	return both(counted("TcpExt.SyncookiesSent", sent), counted("TcpExt.SyncookiesRecv", valid), counted("TcpExt.TCPReqQFullDoCookies", sent))
+	return both(grown("TcpExt.SyncookiesSent", sent), grown("TcpExt.SyncookiesRecv", valid), grown("TcpExt.TCPReqQFullDoCookies", sent))
 }
 
-func mode(value string) change { return setting("net.ipv4.tcp_syncookies", value) }
+func mode(value string) change { return sysctlIs("net.ipv4.tcp_syncookies", value) }
 
 // fullOfAccepted has the listeners' accept queues full.
 func fullOfAccepted(_ *observe.Host, n *observe.Netns) {
@@ -43,7 +43,7 @@ func TestHalfOpen(t *testing.T) {
 	info, warning, critical, none := []string{"info"}, []string{"warning"}, []string{"critical"}, []string(nil)
 	const dropped, drops, overflows = "TcpExt.TCPReqQFullDrop", "TcpExt.ListenDrops", "TcpExt.ListenOverflows"
 	const resets, passive, abort = "TcpExt.EmbryonicRsts", "Tcp.PassiveOpens", "net.ipv4.tcp_abort_on_overflow"
-	runJudged(t, []judged{
+	runRuleCases(t, []ruleCase{
 		{"a hundred", synFlood, halfOpen(4096, 100, 100), warning},
 		{"ninety-nine", synFlood, halfOpen(4096, 99, 99), none},
 		{"a hundred, half of them answered in time", synFlood, halfOpen(4096, 100, 50), warning},
@@ -53,10 +53,10 @@ func TestHalfOpen(t *testing.T) {
 		{"half of a backlog of less than twenty", synFlood, halfOpen(18, 9, 9), none},
 		{"a hundred, and as many come to be", synFlood, both(halfOpen(4096, 100, 100), opened(100)), none},
 		{"a hundred, and fewer come to be", synFlood, both(halfOpen(4096, 100, 100), opened(99)), warning},
-		{"a hundred, and many come to another port", synFlood, both(halfOpen(4096, 100, 100), counted(passive, 1000)), warning},
-		{"a hundred, and many come to some port", synFlood, both(halfOpen(4096, 100, 100), noTraffic, counted(passive, 1000)), none},
+		{"a hundred, and many come to another port", synFlood, both(halfOpen(4096, 100, 100), grown(passive, 1000)), warning},
+		{"a hundred, and many come to some port", synFlood, both(halfOpen(4096, 100, 100), noTraffic, grown(passive, 1000)), none},
 		{"a hundred, and nothing else is known", synFlood, both(halfOpen(4096, 100, 100), noTraffic), warning},
-		{"many come to be and SYNs are dropped", synFlood, both(halfOpen(128, 100, 100), opened(1000), counted(dropped, 1)), warning},
+		{"many come to be and SYNs are dropped", synFlood, both(halfOpen(128, 100, 100), opened(1000), grown(dropped, 1)), warning},
 		{"ten, half of them given up", synFlood, gaveUpAt(5), warning},
 		{"eight, half of them given up", synFlood, gaveUpAt(4), none},
 		{"reset is not given up", synFlood, both(halfOpen(20, 0, 0), gaveUp(tracer.ReasonRSTReceived, 23)), none},
@@ -66,27 +66,27 @@ func TestHalfOpen(t *testing.T) {
 		{"few cookies", synFlood, both(cookies(99, 0), mode("1")), none},
 		{"few cookies a second", synFlood, both(cookies(100, 0), mode("1"), func(h *observe.Host, _ *observe.Netns) { h.Ended = h.Ended.Add(1) }), none},
 		{"cookies for all", synFlood, both(cookies(100, 0), mode("2")), warning},
-		{"SYNs dropped without cookies", synFlood, both(halfOpen(128, 100, 100), mode("0"), counted(drops, 2), counted(overflows, 1)), critical},
-		{"no SYN dropped without cookies", synFlood, both(halfOpen(4096, 100, 100), mode("0"), counted(drops, 1), counted(overflows, 1)), warning},
-		{"SYNs dropped with cookies", synFlood, both(halfOpen(128, 100, 100), mode("1"), counted(drops, 2)), warning},
+		{"SYNs dropped without cookies", synFlood, both(halfOpen(128, 100, 100), mode("0"), grown(drops, 2), grown(overflows, 1)), critical},
+		{"no SYN dropped without cookies", synFlood, both(halfOpen(4096, 100, 100), mode("0"), grown(drops, 1), grown(overflows, 1)), warning},
+		{"SYNs dropped with cookies", synFlood, both(halfOpen(128, 100, 100), mode("1"), grown(drops, 2)), warning},
 
 		{"valid cookies", synBacklogSmall, both(cookies(10, 5), mode("1")), warning},
 		{"fewer than ten", synBacklogSmall, both(cookies(9, 9), mode("1")), none},
 		{"cookies that do not come back", synBacklogSmall, both(cookies(10, 4), mode("1")), none},
 		{"cookies for all", synBacklogSmall, both(cookies(1000, 1000), mode("2")), none},
 		{"cookies for an unknown reason", synBacklogSmall, cookies(1000, 1000), none},
-		{"dropped", synBacklogSmall, both(counted(dropped, 10), mode("0")), warning},
-		{"dropped, nothing else is known", synBacklogSmall, both(counted(dropped, 10), noTraffic), warning},
-		{"dropped in a flood", synBacklogSmall, both(counted(dropped, 1000), mode("0"), halfOpen(128, 128, 128)), none},
+		{"dropped", synBacklogSmall, both(grown(dropped, 10), mode("0")), warning},
+		{"dropped, nothing else is known", synBacklogSmall, both(grown(dropped, 10), noTraffic), warning},
+		{"dropped in a flood", synBacklogSmall, both(grown(dropped, 1000), mode("0"), halfOpen(128, 128, 128)), none},
 		{"cookies in a flood", synBacklogSmall, both(cookies(1000, 499), mode("1")), none},
-		{"the accept queue is the cause", synBacklogSmall, both(cookies(1000, 1000), mode("1"), counted(overflows, 1)), none},
+		{"the accept queue is the cause", synBacklogSmall, both(cookies(1000, 1000), mode("1"), grown(overflows, 1)), none},
 
-		{"ten a second", halfOpenResets, both(counted(resets, 100), counted(passive, 1900)), info},
-		{"fewer than ten a second", halfOpenResets, both(counted(resets, 99), counted(passive, 0)), none},
-		{"few of what comes", halfOpenResets, both(counted(resets, 100), counted(passive, 1901)), none},
-		{"nothing else is known", halfOpenResets, both(counted(resets, 100), noTraffic), info},
-		{"resets of our own", halfOpenResets, both(counted(resets, 199), counted(overflows, 100), setting(abort, "1")), none},
-		{"not resets of our own", halfOpenResets, both(counted(resets, 199), counted(overflows, 100), setting(abort, "0")), info},
+		{"ten a second", halfOpenResets, both(grown(resets, 100), grown(passive, 1900)), info},
+		{"fewer than ten a second", halfOpenResets, both(grown(resets, 99), grown(passive, 0)), none},
+		{"few of what comes", halfOpenResets, both(grown(resets, 100), grown(passive, 1901)), none},
+		{"nothing else is known", halfOpenResets, both(grown(resets, 100), noTraffic), info},
+		{"resets of our own", halfOpenResets, both(grown(resets, 199), grown(overflows, 100), sysctlIs(abort, "1")), none},
+		{"not resets of our own", halfOpenResets, both(grown(resets, 199), grown(overflows, 100), sysctlIs(abort, "0")), info},
 	})
 }
 
@@ -97,7 +97,7 @@ func gaveUpAt(count uint64) change {
 }
 
 func TestFloodFacts(t *testing.T) {
-	h := watched(both(halfOpen(4096, 161, 160), mode("0"), counted("TcpExt.ListenDrops", 23), counted("TcpExt.TCPReqQFullDrop", 3)))
+	h := watchedHost(both(halfOpen(4096, 161, 160), mode("0"), grown("TcpExt.ListenDrops", 23), grown("TcpExt.TCPReqQFullDrop", 3)))
 	f := synFlood.find(h)[0]
 	f.Rule = synFlood
 	qt.Check(t, qt.DeepEquals(f.Facts, []Fact{
@@ -106,7 +106,7 @@ func TestFloodFacts(t *testing.T) {
 		{"syn_queue_full_dropped", uint64(3)}, {"tcp_syncookies", int64(0)}, {"syns_dropped", uint64(23)},
 	}))
 	qt.Check(t, qt.Equals(f.Settings()[0].Line, "net.ipv4.tcp_syncookies = 1"))
-	h = watched(both(halfOpen(4096, 161, 160), mode("1")))
+	h = watchedHost(both(halfOpen(4096, 161, 160), mode("1")))
 	f = synFlood.find(h)[0]
 	f.Rule = synFlood
 	qt.Check(t, qt.Equals(f.Settings()[0].Line, "net.ipv4.tcp_synack_retries = 3"))
@@ -128,17 +128,17 @@ func TestBurstNamesListener(t *testing.T) {
 		{"the only one that is half full", "0.0.0.0:80", both(burst, halfOpen(4, 2, 0), other)},
 		{"one of two", "half-open connections", both(burst, halfOpen(4, 0, 0), other)},
 	} {
-		qt.Check(t, qt.Equals(synBacklogSmall.find(watched(test.change))[0].Subject, test.subject), qt.Commentf(test.name))
+		qt.Check(t, qt.Equals(synBacklogSmall.find(watchedHost(test.change))[0].Subject, test.subject), qt.Commentf(test.name))
 	}
 }
 
 // A healthy busy host has nothing that these rules find.
 func TestBusyHostOpensWell(t *testing.T) {
-	h := watched(both(
-		queue(511, 3, 0), opened(100_000), mode("1"), setting("net.core.somaxconn", "4096"),
-		counted("Tcp.PassiveOpens", 100_000), counted("TcpExt.EmbryonicRsts", 200), counted("TcpExt.ListenOverflows", 0),
-		counted("TcpExt.ListenDrops", 3), counted("TcpExt.SyncookiesSent", 0), counted("TcpExt.TCPReqQFullDoCookies", 0),
-		pile(2),
+	h := watchedHost(both(
+		queue(511, 3, 0), opened(100_000), mode("1"), sysctlIs("net.core.somaxconn", "4096"),
+		grown("Tcp.PassiveOpens", 100_000), grown("TcpExt.EmbryonicRsts", 200), grown("TcpExt.ListenOverflows", 0),
+		grown("TcpExt.ListenDrops", 3), grown("TcpExt.SyncookiesSent", 0), grown("TcpExt.TCPReqQFullDoCookies", 0),
+		hanging(2),
 		func(h *observe.Host, n *observe.Netns) {
 			n.Listeners[0].HalfOpen, n.Listeners[0].Unanswered, n.Listeners[0].HalfOpenPeers = 1200, 900, 800
 			f := clients(3000, reasons{tracer.ReasonRefused: 3, tracer.ReasonClosed: 12, tracer.ReasonTimeoutHandshake: 1})

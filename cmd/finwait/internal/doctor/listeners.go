@@ -119,6 +119,10 @@ func slowAcceptAt(h *observe.Host, n *observe.Netns, e *entrance, slow []*observ
 	case acceptsNone(h, n, e, l):
 		f.Summary += ": none was accepted"
 	}
+	if files, ok := h.Files[l.Owner.PID]; ok && uint64(files.Open) >= files.Limit {
+		f.Summary += "; the process has no descriptor left (EMFILE)"
+		f.Facts = append(f.Facts, Fact{"open_files", uint64(files.Open)}, Fact{"open_files_limit", files.Limit})
+	}
 	if isExact(h.Traffic) && len(e.listeners) == 1 {
 		f.Facts = append(f.Facts, Fact{"opened", e.opened})
 	}
@@ -219,7 +223,7 @@ func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) {
 	}
 	slices.SortStableFunc(full, func(a, b *observe.Listener) int { return byFill(b, a) })
 	var names []string
-	for _, l := range full[:min(handful, len(full))] {
+	for _, l := range full[:min(mostFindings, len(full))] {
 		names = append(names, fmt.Sprintf("%s (%d of %d)", l.Local, max(l.Queue, l.QueueBefore), room(l)))
 	}
 	f.Facts = append(f.Facts, Fact{"likely_listeners", strings.Join(names, ", ")})

@@ -179,7 +179,7 @@ func findSlowHandshake(_ *observe.Host, n *observe.Netns, p *peer) *ranked {
 	return &ranked{Finding{
 		Severity: Warning,
 		Summary: fmt.Sprintf("%s of %s handshakes with %s took a second or more (%s %%)",
-			number(slow), number(all), p.name(), percent(slow, all)),
+			number(slow), number(all), p.name(), inPercent(slow, all)),
 		Facts: []Fact{
 			{"slow_handshakes", slow}, {"measured_handshakes", all},
 			{"longest_seconds", p.handshake.Max.Seconds()},
@@ -187,8 +187,8 @@ func findSlowHandshake(_ *observe.Host, n *observe.Netns, p *peer) *ranked {
 	}, slow}
 }
 
-// percent returns how many percent of all part is: 7, 100, <1.
-func percent(part, all uint64) string {
+// inPercent returns how many percent of all part is: 7, 100, <1.
+func inPercent(part, all uint64) string {
 	if all == 0 {
 		return "0"
 	}

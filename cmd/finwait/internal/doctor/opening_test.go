@@ -13,9 +13,9 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-// watched is a host with one namespace that was watched for ten seconds, in which
+// watchedHost is a host with one namespace that was watched for ten seconds, in which
 // something is changed.
-func watched(change func(*observe.Host, *observe.Netns)) *observe.Host {
+func watchedHost(change func(*observe.Host, *observe.Netns)) *observe.Host {
 	began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	h := &observe.Host{
 		Began: began,
@@ -53,24 +53,24 @@ func fact(f *Finding, name string) any {
 	return nil
 }
 
-// judged is what a rule finds of a host.
-type judged struct {
+// ruleCase is what a rule finds of a host.
+type ruleCase struct {
 	name   string
 	rule   *Rule
 	change func(*observe.Host, *observe.Netns)
 	want   []string
 }
 
-func runJudged(t *testing.T, tests []judged) {
+func runRuleCases(t *testing.T, tests []ruleCase) {
 	t.Helper()
 	for _, test := range tests {
 		t.Run(test.rule.ID+"/"+test.name, func(t *testing.T) {
-			qt.Check(t, qt.DeepEquals(found(test.rule, watched(test.change)), test.want))
+			qt.Check(t, qt.DeepEquals(found(test.rule, watchedHost(test.change)), test.want))
 		})
 	}
 }
 
-func pile(resent int) func(*observe.Host, *observe.Netns) {
+func hanging(resent int) func(*observe.Host, *observe.Netns) {
 	return func(_ *observe.Host, n *observe.Netns) {
 		n.Lasting = append(n.Lasting, observe.Lasting{State: tracer.StateSynSent, Owner: hostile, Remote: far, Sockets: 23, Retransmitted: resent})
 	}
@@ -139,11 +139,11 @@ func toLoopback(h *observe.Host, n *observe.Netns) {
 func TestOpening(t *testing.T) {
 	one, none := []string{"warning"}, []string(nil)
 	slow := dwell(clients(100, nil), nil, times{time.Millisecond: 95, time.Second: 5})
-	runJudged(t, []judged{
-		{"nine wait", synSentPileup, pile(9), none},
-		{"ten wait", synSentPileup, pile(10), one},
-		{"ten wait and nothing else is known", synSentPileup, both(pile(10), noTraffic), one},
-		{"ten wait and flows are not known", synSentPileup, both(pile(10), noFlows), one},
+	runRuleCases(t, []ruleCase{
+		{"nine wait", synSentPileup, hanging(9), none},
+		{"ten wait", synSentPileup, hanging(10), one},
+		{"ten wait and nothing else is known", synSentPileup, both(hanging(10), noTraffic), one},
+		{"ten wait and flows are not known", synSentPileup, both(hanging(10), noFlows), one},
 		{"one each of ten processes", synSentPileup, func(_ *observe.Host, n *observe.Netns) {
 			for pid := range uint32(10) {
 				n.Lasting = append(n.Lasting, observe.Lasting{State: tracer.StateSynSent, Owner: observe.Process{PID: pid}, Remote: far, Sockets: 1, Retransmitted: 1})
@@ -155,7 +155,7 @@ func TestOpening(t *testing.T) {
 			}
 		}, none},
 		{"in another state", synSentPileup, func(h *observe.Host, n *observe.Netns) {
-			pile(23)(h, n)
+			hanging(23)(h, n)
 			n.Lasting[0].State = tracer.StateFinWait1
 		}, none},
 		{"nine ended", synSentPileup, trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 5, tracer.ReasonUnreachable: 4})), none},
@@ -177,8 +177,8 @@ func TestOpening(t *testing.T) {
 			h.Traffic.Flows = []observe.Flow{clients(0, reasons{tracer.ReasonTimeoutHandshake: 23})}
 			h.Namespaces = nil
 		}, one},
-		{"a listener here that is full", synSentPileup, both(pile(23), toLoopback, listenerFull), none},
-		{"a listener of that port elsewhere", synSentPileup, both(pile(23), listenerFull), one},
+		{"a listener here that is full", synSentPileup, both(hanging(23), toLoopback, listenerFull), none},
+		{"a listener of that port elsewhere", synSentPileup, both(hanging(23), listenerFull), one},
 
 		{"nine", connectRefused, trafficOf(clients(0, reasons{tracer.ReasonRefused: 9})), none},
 		{"ten", connectRefused, trafficOf(clients(0, reasons{tracer.ReasonRefused: 10})), one},
@@ -201,7 +201,7 @@ func TestOpening(t *testing.T) {
 }
 
 func TestPeerFacts(t *testing.T) {
-	h := watched(both(pile(10), trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 3}))))
+	h := watchedHost(both(hanging(10), trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 3}))))
 	h.Namespaces[0].Sysctls["net.ipv4.tcp_syn_retries"] = "6"
 	f := synSentPileup.find(h)[0]
 	qt.Check(t, qt.Equals(f.Subject, "192.0.2.1:443"))
@@ -212,7 +212,7 @@ func TestPeerFacts(t *testing.T) {
 		{"tcp_syn_retries", int64(6)}, {"connect_fails_after_seconds", 127.0},
 		{"pid", uint64(7)}, {"comm", hostile.Comm},
 	}))
-	h = watched(both(pile(10), noTraffic))
+	h = watchedHost(both(hanging(10), noTraffic))
 	h.Namespaces[0].Lasting[0].Owner = observe.Process{}
 	h.Namespaces[0].Lasting[0].Remote = netip.AddrPortFrom(far.Addr(), 0)
 	f = synSentPileup.find(h)[0]
@@ -222,7 +222,7 @@ func TestPeerFacts(t *testing.T) {
 
 // Of many destinations the worst are told, and how many there are more.
 func TestPeersAreFolded(t *testing.T) {
-	h := watched(func(h *observe.Host, _ *observe.Netns) {
+	h := watchedHost(func(h *observe.Host, _ *observe.Netns) {
 		for port := range uint16(23) {
 			f := clients(0, reasons{tracer.ReasonRefused: 10 + uint64(port)})
 			f.Service = netip.AddrPortFrom(far.Addr(), 1+port)
@@ -230,7 +230,7 @@ func TestPeersAreFolded(t *testing.T) {
 		}
 	})
 	all := connectRefused.find(h)
-	qt.Assert(t, qt.HasLen(all, handful))
+	qt.Assert(t, qt.HasLen(all, mostFindings))
 	qt.Check(t, qt.Equals(all[0].Subject, "192.0.2.1:23"))
 	qt.Check(t, qt.Equals(all[2].Subject, "192.0.2.1:21"))
 	qt.Check(t, qt.Equals(fact(&all[0], "more_destinations"), nil))

@@ -207,16 +207,16 @@ type ranked struct {
 	weight uint64
 }
 
-// handful is how many findings of a rule there are for a namespace.
-const handful = 3
+// mostFindings is how many findings of a rule there are for a namespace.
+const mostFindings = 3
 
-// worst returns a handful of the findings, the worst first. The last says by a fact of
+// worst returns the first few of the findings, the worst first. The last says by a fact of
 // that name how many more there are.
 func worst(all []ranked, more string) (found []Finding) {
 	slices.SortStableFunc(all, func(a, b ranked) int {
 		return cmp.Or(cmp.Compare(b.Severity, a.Severity), cmp.Compare(b.weight, a.weight))
 	})
-	for _, f := range all[:min(handful, len(all))] {
+	for _, f := range all[:min(mostFindings, len(all))] {
 		found = append(found, f.Finding)
 	}
 	if rest := len(all) - len(found); rest > 0 {
