@@ -25,7 +25,7 @@ const (
 	overflowShare = 0.1
 )
 
-const raiseBacklog = "Raise the backlog that the application gives to listen: listen 80 backlog=4096 in nginx, ListenBacklog in Apache, SOMAXCONN in your own code. The kernel cuts it to net.core.somaxconn."
+const raiseBacklog = "Raise the backlog that the application gives to listen: listen 80 backlog=4096 in nginx, ListenBackLog in Apache, SOMAXCONN in your own code. The kernel cuts it to net.core.somaxconn."
 
 var longerBacklog = Setting{"net.core.somaxconn = 4096", "the default since Linux 5.4 (before: 128). It only bounds what the application asks for, and holds for sockets that call listen after it: restart the service. A connection that waits costs some kilobytes"}
 
