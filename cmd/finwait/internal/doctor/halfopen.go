@@ -12,10 +12,11 @@ const (
 	// explain; someHalfOpen are, if they take half of the backlog.
 	manyHalfOpen = 100
 	someHalfOpen = 10
-	// manyCookies is how many SYN cookies there are in a flood, at the least, and
-	// cookiesPerSecond how many a second.
-	manyCookies      = 100
-	cookiesPerSecond = 10
+	// manySYNs is how many SYNs of a flood find no room, at the least, and synsPerSecond how
+	// many a second; synsPerSecondOfAll if that is not asked.
+	manySYNs           = 100
+	synsPerSecond      = 10
+	synsPerSecondOfAll = 1000
 	// manyQueueFull is how often the queue of half-open connections was full before it is
 	// worth a word.
 	manyQueueFull = 10
@@ -36,7 +37,9 @@ var synFlood = &Rule{
 	When: `a listener has 100 half-open connections or more, or 10 and half of its backlog, those counted in that were given
 		up while the host was watched; at least half of them have had their SYN-ACK repeated or were given up; and these are
 		more than the connections that came to be, or net.ipv4.tcp_syncookies is 0 and SYNs were dropped for want of room. Or
-		at least 100 SYN cookies were sent, 10 a second, and less than half as many came back. Not at a listener whose
+		at least 100 SYN cookies were sent, 10 a second, and less than half as many came back (1,000 a second with net.ipv4.tcp_syncookies at 2, where those that
+		answer with a reset cannot be told from those that do not answer); or, with cookies off, 100 SYNs and
+		10 a second were dropped for want of room, and less than half as many connections came to be. Not at a listener whose
 		accept queue is full: its half-open connections are answered and find no room (slow-accept). Critical if
 		net.ipv4.tcp_syncookies is 0 and SYNs were dropped.`,
 	Why: `Somebody sends SYNs and does not answer the SYN-ACK: most often from addresses that are made up, else clients to
@@ -79,14 +82,32 @@ func flooded(h *observe.Host, n *observe.Netns) []*entrance {
 	})
 }
 
-// isCookieFlood reports whether SYN cookies are sent that do not come back.
-func isCookieFlood(h *observe.Host, n *observe.Netns) bool {
+// isFloodOfCookies reports whether SYN cookies are sent that do not come back. If all get
+// one, those that answer with a reset are among them, which nothing counts: load
+// balancers and scanners. A flood is then what they do not make.
+func isFloodOfCookies(h *observe.Host, n *observe.Netns) bool {
 	sent, valid := n.Counted["TcpExt.SyncookiesSent"], n.Counted["TcpExt.SyncookiesRecv"]
-	return sent >= manyCookies && h.PerSecond(sent) >= cookiesPerSecond && 2*valid < sent
+	if mode, ok := n.Sysctls.Int("net.ipv4.tcp_syncookies"); ok && mode == 2 && h.PerSecond(less(sent, valid)) < synsPerSecondOfAll {
+		return false
+	}
+	return isTorrent(h, sent) && 2*valid < sent
+}
+
+// isFloodOfDrops reports whether SYNs are dropped for want of room, and few connections
+// come to be. If an accept queue is full, that is why: what finds no room there stays
+// half-open.
+func isFloodOfDrops(h *observe.Host, n *observe.Netns) bool {
+	dropped := n.Counted["TcpExt.TCPReqQFullDrop"]
+	opened, known := n.Counted["Tcp.PassiveOpens"]
+	return isTorrent(h, dropped) && known && 2*opened < dropped && !slices.ContainsFunc(pointers(n.Listeners), isFull)
+}
+
+func isTorrent(h *observe.Host, syns uint64) bool {
+	return syns >= manySYNs && h.PerSecond(syns) >= synsPerSecond
 }
 
 func isFlooded(h *observe.Host, n *observe.Netns) bool {
-	return isCookieFlood(h, n) || len(flooded(h, n)) > 0
+	return isFloodOfCookies(h, n) || isFloodOfDrops(h, n) || len(flooded(h, n)) > 0
 }
 
 func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
@@ -107,19 +128,32 @@ func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
 		f.Facts = append(f.Facts, processFacts(e.listeners[0].Owner)...)
 		all = append(all, ranked{f, e.halfOpen})
 	}
-	if len(all) == 0 && isCookieFlood(h, n) {
-		all = []ranked{{Finding: Finding{
-			Severity: Warning,
-			Subject:  "SYN cookies",
-			Summary: fmt.Sprintf("%s SYN cookies sent, %s a second, and %s came back",
-				number(n.Counted["TcpExt.SyncookiesSent"]), rate(h.PerSecond(n.Counted["TcpExt.SyncookiesSent"])), number(n.Counted["TcpExt.SyncookiesRecv"])),
-		}}}
+	if len(all) == 0 {
+		all = floodByCounters(h, n)
 	}
 	found := worst(all, "more_listeners")
 	if len(found) > 0 {
 		judgeDefence(&found[0], n)
 	}
 	return found
+}
+
+// floodByCounters tells of a flood that does not show in half-open connections: there is
+// little room for them, or none with tcp_syncookies at 2.
+func floodByCounters(h *observe.Host, n *observe.Netns) []ranked {
+	f := Finding{Severity: Warning, Subject: "SYNs"}
+	switch {
+	case isFloodOfCookies(h, n):
+		sent := n.Counted["TcpExt.SyncookiesSent"]
+		f.Summary = fmt.Sprintf("%s SYN cookies sent, %s a second, and %s came back", number(sent), rate(h.PerSecond(sent)), number(n.Counted["TcpExt.SyncookiesRecv"]))
+	case isFloodOfDrops(h, n):
+		dropped, opened := n.Counted["TcpExt.TCPReqQFullDrop"], n.Counted["Tcp.PassiveOpens"]
+		f.Summary = fmt.Sprintf("%s SYNs found no room, %s a second, and %s connections came to be", number(dropped), rate(h.PerSecond(dropped)), number(opened))
+		f.Facts = []Fact{{"opened", opened}}
+	default:
+		return nil
+	}
+	return []ranked{{Finding: f}}
 }
 
 // judgeDefence says how the namespace stands against a flood, and what would help.
@@ -164,8 +198,8 @@ var synBacklogSmall = &Rule{
 	Title: "Bursts of handshakes find no room for half-open connections",
 	Worst: Warning,
 	When: `at least 10 SYNs came while a listener had as many half-open connections as it may, and it is no flood: at least
-		half of the SYN cookies that were sent came back, or, with net.ipv4.tcp_syncookies at 0, half-open connections are
-		answered. Not if accept queues have overflowed (slow-accept and accept-queue-overflow tell: connections that find no
+		half of the SYN cookies that were sent came back, or, with net.ipv4.tcp_syncookies at 0, at least half as many
+		connections came to be as SYNs were dropped. Not if accept queues have overflowed (slow-accept and accept-queue-overflow tell: connections that find no
 		room there stay half-open), and not with net.ipv4.tcp_syncookies at 2, which counts every SYN.`,
 	Why: `A listener keeps as many half-open connections as its backlog: the number that the application gives to listen, at
 		most net.core.somaxconn (one more since Linux 6.14 and the stable releases of early 2025). They last a round trip, so
@@ -187,7 +221,11 @@ var synBacklogSmall = &Rule{
 // burstsOverBacklog returns how many SYNs found no room among the half-open connections
 // though their handshakes complete; 0 if that is not so.
 func burstsOverBacklog(h *observe.Host, n *observe.Netns) uint64 {
-	full := n.Counted["TcpExt.TCPReqQFullDrop"]
+	var full uint64
+	dropped := n.Counted["TcpExt.TCPReqQFullDrop"]
+	if opened, ok := n.Counted["Tcp.PassiveOpens"]; ok && 2*opened >= dropped {
+		full = dropped
+	}
 	sent, valid := n.Counted["TcpExt.SyncookiesSent"], n.Counted["TcpExt.SyncookiesRecv"]
 	// With 2, tcp_syn_flood_action counts each SYN as one for which there was no room.
 	if mode, ok := n.Sysctls.Int("net.ipv4.tcp_syncookies"); ok && mode != 2 && sent > 0 && 2*valid >= sent {
@@ -252,7 +290,7 @@ var halfOpenResets = &Rule{
 	Title: "Handshakes are broken off by a reset",
 	Worst: Info,
 	When: `EmbryonicRsts grows by 10 a second or more, and by a twentieth of what comes or more, without the resets that
-		net.ipv4.tcp_abort_on_overflow = 1 sends.`,
+		net.ipv4.tcp_abort_on_overflow = 1 sends. With net.ipv4.tcp_syncookies at 2 nothing counts them.`,
 	Why: `Somebody sends a SYN, gets the SYN-ACK, and answers with a reset. That is how load balancers check a port without
 		bothering the application, and how scanners (nmap -sS) look for open ones; and clients do it that give up, or that
 		have tried two addresses at once, before the answer is there. No process learns of it, and nothing is left behind.`,

@@ -91,7 +91,7 @@ func TestListeners(t *testing.T) {
 		{"small, a hundred a second", listenBacklogSmall, both(queue(4, 0, 0), opened(1000)), info},
 		{"small and overflows", listenBacklogSmall, both(queue(4, 0, 0), opened(10_000), grown(overflows, 1)), none},
 		{"small and slow", listenBacklogSmall, both(queue(4, 5, 5), opened(10_000)), none},
-		{"small, and half-open ones find no room", listenBacklogSmall, both(queue(4, 0, 0), opened(10_000), grown("TcpExt.TCPReqQFullDrop", 10)), none},
+		{"small, and half-open ones find no room", listenBacklogSmall, both(queue(4, 0, 0), opened(10_000), grown("TcpExt.TCPReqQFullDrop", 10), grown(passive, 10_000)), none},
 		{"nothing is known", listenBacklogSmall, both(queue(4, 0, 0), noTraffic), none},
 		{"flows are not known", listenBacklogSmall, both(queue(4, 0, 0), noFlows), none},
 		{"somaxconn is not known", listenBacklogSmall, both(queue(4, 0, 0), opened(10_000)), info},
