@@ -34,14 +34,15 @@ var synFlood = &Rule{
 	ID:    "syn-flood",
 	Title: "Half-open connections that nobody completes: a SYN flood",
 	Worst: Critical,
-	When: `a listener has 100 half-open connections or more, or 10 and half of its backlog, those counted in that were given
-		up while the host was watched; at least half of them have had their SYN-ACK repeated or were given up; and these are
-		more than the connections that came to be, or net.ipv4.tcp_syncookies is 0 and SYNs were dropped for want of room. Or
-		at least 100 SYN cookies were sent, 10 a second, and less than half as many came back (1,000 a second with net.ipv4.tcp_syncookies at 2, where those that
-		answer with a reset cannot be told from those that do not answer); or, with cookies off, 100 SYNs and
-		10 a second were dropped for want of room, and less than half as many connections came to be. Not at a listener whose
-		accept queue is full: its half-open connections are answered and find no room (slow-accept). Critical if
-		net.ipv4.tcp_syncookies is 0 and SYNs were dropped.`,
+	When: `a listener has 100 half-open connections or more, or 10 and half of its backlog, those counted in that
+		were given up while the host was watched; at least half of them have had their SYN-ACK repeated or were given
+		up; and these are more than the connections that came to be, or net.ipv4.tcp_syncookies is 0 and SYNs were
+		dropped for want of room. Or at least 100 SYN cookies were sent, 10 a second, and less than half as many came
+		back (1,000 a second with net.ipv4.tcp_syncookies at 2, where those that answer with a reset cannot be told from
+		those that do not answer); or, with cookies off, 100 SYNs and 10 a second were dropped for want of room, and
+		less than half as many connections came to be. Not at a listener whose accept queue is full: its half-open
+		connections are answered and find no room (slow-accept). Critical if net.ipv4.tcp_syncookies is 0 and SYNs were
+		dropped.`,
 	Why: `Somebody sends SYNs and does not answer the SYN-ACK: most often from addresses that are made up, else clients to
 		which the answer does not find its way (a route back that goes elsewhere, a firewall that sees one direction only).
 		A listener keeps as many half-open connections as its backlog. Beyond that Linux answers with SYN cookies, which take
