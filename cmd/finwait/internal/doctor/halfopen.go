@@ -132,7 +132,7 @@ func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
 	if len(all) == 0 {
 		all = floodByCounters(h, n)
 	}
-	found := worst(all, "more_listeners")
+	found := fold(worstFirst(all), "listeners")
 	if len(found) > 0 {
 		judgeDefence(&found[0], n)
 	}

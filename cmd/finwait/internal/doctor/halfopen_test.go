@@ -13,7 +13,7 @@ import (
 func halfOpen(backlog, count, unanswered uint32) change {
 	return func(_ *observe.Host, n *observe.Netns) {
 		n.Listeners = append(n.Listeners, observe.Listener{
-			Local: web, Owner: hostile, Backlog: backlog, Before: true, HalfOpen: count, Unanswered: unanswered, HalfOpenPeers: 7,
+			Local: web, Owner: stranger, Backlog: backlog, Before: true, HalfOpen: count, Unanswered: unanswered, HalfOpenPeers: 7,
 		})
 	}
 }
@@ -109,7 +109,7 @@ func TestFloodFacts(t *testing.T) {
 	f.Rule = synFlood
 	qt.Check(t, qt.DeepEquals(f.Facts, []Fact{
 		{"half_open", uint64(161)}, {"synack_retransmitted", uint64(160)}, {"addresses", 7}, {"backlog", uint64(4096)},
-		{"opened", uint64(0)}, {"given_up", uint64(0)}, {"pid", uint64(7)}, {"comm", hostile.Comm},
+		{"opened", uint64(0)}, {"given_up", uint64(0)}, {"pid", uint64(7)}, {"comm", stranger.Comm},
 		{"syn_queue_full_dropped", uint64(3)}, {"tcp_syncookies", int64(0)}, {"syns_dropped", uint64(23)},
 	}))
 	qt.Check(t, qt.Equals(f.Settings()[0].Line, "net.ipv4.tcp_syncookies = 1"))

@@ -70,7 +70,7 @@ func findSlowAccept(h *observe.Host, n *observe.Netns) []Finding {
 			all = append(all, slowAcceptAt(h, n, e, slow))
 		}
 	}
-	return worst(all, "more_listeners")
+	return fold(worstFirst(all), "listeners")
 }
 
 // isSlow is the rule for one listener.
@@ -223,7 +223,7 @@ func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) {
 	}
 	slices.SortStableFunc(full, func(a, b *observe.Listener) int { return byFill(b, a) })
 	var names []string
-	for _, l := range full[:min(mostFindings, len(full))] {
+	for _, l := range full[:min(handful, len(full))] {
 		names = append(names, fmt.Sprintf("%s (%d of %d)", l.Local, max(l.Queue, l.QueueBefore), room(l)))
 	}
 	f.Facts = append(f.Facts, Fact{"likely_listeners", strings.Join(names, ", ")})
@@ -315,5 +315,5 @@ func findSmallBacklog(h *observe.Host, n *observe.Netns) []Finding {
 		f.Facts = append(f.Facts, processFacts(e.listeners[0].Owner)...)
 		all = append(all, ranked{f, e.opened})
 	}
-	return worst(all, "more_listeners")
+	return fold(worstFirst(all), "listeners")
 }

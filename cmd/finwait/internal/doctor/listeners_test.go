@@ -17,7 +17,7 @@ type change = func(*observe.Host, *observe.Netns)
 // queue is a listener with so many that wait, at both looks.
 func queue(backlog, before, after uint32) change {
 	return func(_ *observe.Host, n *observe.Netns) {
-		n.Listeners = append(n.Listeners, observe.Listener{Local: web, Owner: hostile, Backlog: backlog, Before: true, QueueBefore: before, Queue: after})
+		n.Listeners = append(n.Listeners, observe.Listener{Local: web, Owner: stranger, Backlog: backlog, Before: true, QueueBefore: before, Queue: after})
 	}
 }
 
@@ -105,12 +105,12 @@ func TestListenerFacts(t *testing.T) {
 	qt.Check(t, qt.Equals(f.Subject, "0.0.0.0:80"))
 	qt.Check(t, qt.DeepEquals(f.Facts, []Fact{
 		{"waiting", uint64(5)}, {"waiting_before", uint64(5)}, {"backlog", uint64(4)},
-		{"listen_overflows", uint64(23)}, {"opened", uint64(3)}, {"pid", uint64(7)}, {"comm", hostile.Comm},
+		{"listen_overflows", uint64(23)}, {"opened", uint64(3)}, {"pid", uint64(7)}, {"comm", stranger.Comm},
 	}))
 	qt.Check(t, qt.Equals(f.Summary, "5 connections wait to be accepted at 0.0.0.0:80, which has room for 5: it is full and drops what comes"))
-	h.Files = map[uint32]observe.Files{hostile.PID: {Open: 1023, Limit: 1024}}
+	h.Files = map[uint32]observe.Files{stranger.PID: {Open: 1023, Limit: 1024}}
 	qt.Check(t, qt.Equals(fact(&slowAccept.find(h)[0], "open_files"), nil))
-	h.Files[hostile.PID] = observe.Files{Open: 1024, Limit: 1024}
+	h.Files[stranger.PID] = observe.Files{Open: 1024, Limit: 1024}
 	qt.Check(t, qt.Equals(fact(&slowAccept.find(h)[0], "open_files"), any(uint64(1024))))
 	// What is not known is absent.
 	h = watchedHost(both(queue(4, 5, 5), noTraffic))

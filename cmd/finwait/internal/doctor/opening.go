@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"fmt"
-	"strconv"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
@@ -36,7 +35,7 @@ var synSentPileup = &Rule{
 		"See whether the address is still the right one, and try the port from elsewhere: a firewall often lets only some through.",
 		"Set a connect timeout of a second or a few, with a limit on attempts in flight and a pause that grows between them.",
 	},
-	Sysctls: []Setting{{"net.ipv4.tcp_syn_retries = 3", "connect then fails after 19 seconds (15 before Linux 6.5, which sends four SYNs more, one a second: tcp_syn_linear_timeouts), for all that connect in this namespace, and over paths that lose much too. TCP_SYNCNT sets it for one socket"}},
+	Sysctls: []Setting{{"net.ipv4.tcp_syn_retries = 3", "connect then fails after 19 seconds (15 before Linux 6.5, which sends four SYNs more, one a second: tcp_syn_linear_timeouts), for all that connect in this namespace, also over paths that lose much. TCP_SYNCNT sets it for one socket"}},
 	Useless: []string{
 		"net.ipv4.tcp_fin_timeout and net.ipv4.tcp_tw_reuse: these connections were never open.",
 		"More local ports (net.ipv4.ip_local_port_range): more attempts then hang.",
@@ -59,9 +58,9 @@ func findUnanswered(_ *observe.Host, n *observe.Netns, p *peer) *ranked {
 		f.Facts = append(f.Facts, Fact{"waiting_sockets", p.waiting}, Fact{"syn_retransmitted_sockets", p.resent})
 	}
 	if p.resent >= manyUnanswered {
-		f.Summary = fmt.Sprintf("%s connections to %s have no answer to their SYN", number(uint64(p.resent)), p.name())
+		f.Summary = fmt.Sprintf("%s connections to %s have no answer to their SYN", number(uint64(p.resent)), peerName(p.service))
 	} else {
-		f.Summary = fmt.Sprintf("%s connections to %s failed without an answer", number(unanswered), p.name())
+		f.Summary = fmt.Sprintf("%s connections to %s failed without an answer", number(unanswered), peerName(p.service))
 	}
 	if p.attempts() > 0 {
 		f.Facts = append(f.Facts, Fact{"opened", p.opened}, Fact{"timed_out", p.timedOut}, Fact{"unreachable", p.unreachable}, Fact{"given_up", p.givenUp()})
@@ -111,7 +110,7 @@ var connectRefused = &Rule{
 	Title: "Connections are refused: nobody listens there",
 	Worst: Warning,
 	When: `at least 10 connections to one address and port were answered with a reset while the host was watched. A warning
-		if none came to be, info if some did.`,
+		if all were, info if some were not.`,
 	Why: `A reset that answers a SYN says that the host is there and that nobody listens on the port: the service is down,
 		starting, or elsewhere; or a firewall rejects with a reset. It costs little, but what needs the service does without
 		it, and a client that tries again at once makes load of it. If only some are refused, one of several behind the
@@ -134,12 +133,12 @@ func findRefused(_ *observe.Host, _ *observe.Netns, p *peer) *ranked {
 	}
 	f := Finding{
 		Severity: Info,
-		Summary:  fmt.Sprintf("%s of %s connections to %s refused", number(p.refused), number(p.attempts()), p.name()),
+		Summary:  fmt.Sprintf("%s of %s connections to %s refused", number(p.refused), number(p.attempts()), peerName(p.service)),
 		Facts:    []Fact{{"refused", p.refused}, {"attempts", p.attempts()}, {"opened", p.opened}},
 	}
 	if p.refused == p.attempts() {
 		f.Severity = Warning
-		f.Summary = fmt.Sprintf("all %s connections to %s refused: nobody listens there", number(p.refused), p.name())
+		f.Summary = fmt.Sprintf("all %s connections to %s refused: nobody listens there", number(p.refused), peerName(p.service))
 	}
 	return &ranked{f, p.refused}
 }
@@ -154,7 +153,7 @@ var slowHandshake = &Rule{
 	Why: `A handshake takes one round trip. The kernel repeats a SYN that is not answered after one second, so a second or
 		more says that the first SYN, or its answer, was lost or dropped. A listener drops SYNs when one of its queues is
 		full; a firewall when its table of connections is; a path when it is overloaded. Each such connection is a request
-		that takes a second longer. (A round trip of a second would look the same.)`,
+		that takes a second longer. A round trip of a second would look the same.`,
 	Application: []string{
 		"Look at the server first: ListenOverflows and ListenDrops of nstat there, or finwait doctor.",
 		"Keep connections open (HTTP keep-alive, a connection pool): fewer handshakes, and a burst no longer meets a queue.",
@@ -178,22 +177,10 @@ func findSlowHandshake(_ *observe.Host, n *observe.Netns, p *peer) *ranked {
 	}
 	return &ranked{Finding{
 		Severity: Warning,
-		Summary: fmt.Sprintf("%s of %s handshakes with %s took a second or more (%s %%)",
-			number(slow), number(all), p.name(), inPercent(slow, all)),
+		Summary:  fmt.Sprintf("%s handshakes with %s took a second or more", ratio(slow, all), peerName(p.service)),
 		Facts: []Fact{
 			{"slow_handshakes", slow}, {"measured_handshakes", all},
 			{"longest_seconds", p.handshake.Max.Seconds()},
 		},
 	}, slow}
-}
-
-// inPercent returns how many percent of all part is: 7, 100, <1.
-func inPercent(part, all uint64) string {
-	if all == 0 {
-		return "0"
-	}
-	if share := 100 * float64(part) / float64(all); share >= 1 || part == 0 {
-		return strconv.FormatUint(uint64(share+0.5), 10)
-	}
-	return "<1"
 }

@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -127,14 +126,6 @@ func aSecond(h *tracer.Histogram) (n uint64) {
 // less returns a - b, 0 if that is less than 0.
 func less(a, b uint64) uint64 { return a - min(a, b) }
 
-// name returns the peer's address, without the port if that is not known.
-func (p *peer) name() string {
-	if p.service.Port() == 0 {
-		return p.service.Addr().String()
-	}
-	return p.service.String()
-}
-
 // facts returns the process that has the most to do with it, if one is known, and of how
 // many it is one.
 func (p *peer) facts() []Fact {
@@ -167,37 +158,26 @@ func processFacts(p observe.Process) []Fact {
 // eachPeer makes the find of a rule that looks at one peer at a time. find returns nil if
 // nothing is wrong; n is nil if only a log was read.
 func eachPeer(find func(h *observe.Host, n *observe.Netns, p *peer) *ranked) func(*observe.Host) []Finding {
-	return func(h *observe.Host) (all []Finding) {
-		byNetns := map[*observe.Netns][]ranked{}
+	return func(h *observe.Host) []Finding {
+		var all []ranked
 		for _, p := range peersOf(h) {
-			n := namespaceOf(h, p.netns)
+			n := netnsOf(h, p.netns)
 			if n == nil && len(h.Namespaces) > 0 {
 				continue // nobody has asked for that namespace
 			}
-			if f := find(h, n, p); f != nil {
-				f.Netns, f.Subject = n, p.name()
-				f.Facts = append(f.Facts, p.facts()...)
-				if n == nil {
-					f.Facts = append(f.Facts, Fact{"netns", uint64(p.netns)})
-				}
-				byNetns[n] = append(byNetns[n], *f)
+			f := find(h, n, p)
+			if f == nil {
+				continue
 			}
+			f.Netns, f.Subject = n, peerName(p.service)
+			f.Facts = append(f.Facts, p.facts()...)
+			if n == nil {
+				f.Facts = append(f.Facts, Fact{"netns", uint64(p.netns)})
+			}
+			all = append(all, *f)
 		}
-		all = worst(byNetns[nil], "more_destinations")
-		for i := range h.Namespaces {
-			all = append(all, worst(byNetns[&h.Namespaces[i]], "more_destinations")...)
-		}
-		return all
+		return foldByNetns(worstFirst(all), "destinations")
 	}
-}
-
-func namespaceOf(h *observe.Host, inode uint32) *observe.Netns {
-	for i := range h.Namespaces {
-		if h.Namespaces[i].Inode == inode {
-			return &h.Namespaces[i]
-		}
-	}
-	return nil
 }
 
 // ranked is a finding of which there may be many, and how much it weighs among those of
@@ -207,22 +187,12 @@ type ranked struct {
 	weight uint64
 }
 
-// mostFindings is how many findings of a rule there are for a namespace.
-const mostFindings = 3
-
-// worst returns the first few of the findings, the worst first. The last says by a fact of
-// that name how many more there are.
-func worst(all []ranked, more string) (found []Finding) {
+func worstFirst(all []ranked) (findings []Finding) {
 	slices.SortStableFunc(all, func(a, b ranked) int {
 		return cmp.Or(cmp.Compare(b.Severity, a.Severity), cmp.Compare(b.weight, a.weight))
 	})
-	for _, f := range all[:min(mostFindings, len(all))] {
-		found = append(found, f.Finding)
+	for _, f := range all {
+		findings = append(findings, f.Finding)
 	}
-	if rest := len(all) - len(found); rest > 0 {
-		last := &found[len(found)-1]
-		last.Facts = append(last.Facts, Fact{more, rest})
-		last.Summary += fmt.Sprintf("; %d more like it", rest)
-	}
-	return found
+	return findings
 }
