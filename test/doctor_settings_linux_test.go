@@ -65,11 +65,11 @@ var settingConditions = []condition{
 		plant: func(p *patient) { p.ns.Sysctl("net.ipv4.tcp_abort_on_overflow", "1") },
 	},
 	{
-		name: "no syncookies", finds: []string{"sysctl-syncookies-off"},
+		name: "no syncookies", finds: []string{"sysctl-syncookies-off"}, alone: listenerCounters,
 		plant: func(p *patient) { p.ns.Sysctl("net.ipv4.tcp_syncookies", "0") },
 	},
 	{
-		name: "always syncookies", finds: []string{"sysctl-syncookies-always"},
+		name: "always syncookies", finds: []string{"sysctl-syncookies-always"}, alone: listenerCounters,
 		plant: func(p *patient) { p.ns.Sysctl("net.ipv4.tcp_syncookies", "2") },
 	},
 	{

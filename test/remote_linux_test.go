@@ -53,24 +53,7 @@ func newRemoteLoop(t testing.TB, family tracer.Family) (*loop, *remote) {
 		nodad = []string{"nodad"}
 	}
 	const name = remoteDevice
-	l.ns.Do(func() {
-		var err error
-		r.tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-		l.must("open TUN", err)
-		req, err := unix.NewIfreq(name)
-		l.must("name TUN", err)
-		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		l.must("TUNSETIFF", unix.IoctlIfreq(r.tun, unix.TUNSETIFF, req))
-	})
-	for _, args := range [][]string{
-		{"link", "set", name, "up"},
-		append([]string{"addr", "add", l.addr.String() + bits, "dev", name}, nodad...),
-	} {
-		out, err := l.ns.Command("ip", args...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("ip %v: %v: %s", args, err, out)
-		}
-	}
+	r.tun = l.openTUN(name, l.addr.String()+bits, nodad...)
 	done := make(chan bool)
 	go func() { defer close(done); r.listen() }()
 	t.Cleanup(func() {
@@ -80,6 +63,31 @@ func newRemoteLoop(t testing.TB, family tracer.Family) (*loop, *remote) {
 	})
 	r.awaitPath()
 	return l, r
+}
+
+// openTUN makes a TUN device that is up and has the address. Who reads from the descriptor
+// gets the packets that go there; the device lasts as long as it.
+func (l *loop) openTUN(name, address string, flags ...string) (fd int) {
+	l.t.Helper()
+	l.ns.Do(func() {
+		var err error
+		fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		l.must("open TUN", err)
+		req, err := unix.NewIfreq(name)
+		l.must("name TUN", err)
+		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		l.must("TUNSETIFF", unix.IoctlIfreq(fd, unix.TUNSETIFF, req))
+	})
+	for _, args := range [][]string{
+		{"link", "set", name, "up"},
+		append([]string{"addr", "add", address, "dev", name}, flags...),
+	} {
+		out, err := l.ns.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			l.t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	return fd
 }
 
 // awaitPath waits until the host answers: the address may take a moment.

@@ -61,6 +61,9 @@ func (f *Flows) AddEvent(ev *tracer.Event, ratio float64) {
 		f.ended(flow, tracer.Ending{Old: ev.Old, Reason: ev.Reason, Side: ev.Side}, n)
 	}
 	flow.stayed(ev.Old, ev.Dwell, ev.DwellKnown, n)
+	if ev.Old == tracer.StateSynSent && ev.New == tracer.StateEstablished {
+		addTimes(&flow.Handshake, ev.Dwell, ev.DwellKnown, n)
+	}
 }
 
 // AddConn adds a connection; ratio is as for AddEvent.
@@ -68,7 +71,7 @@ func (f *Flows) AddConn(c *tracer.Conn, ratio float64) {
 	n := f.weight(ratio)
 	f.span(c.End)
 	flow := f.flow(FlowKey{Netns: c.Netns, Role: c.Role, Owner: processOf(&c.Owner)}, c.Local, c.Remote)
-	var last tracer.State
+	var last tracer.Visit
 	for i, v := range c.Walk() {
 		// The tracer found an older connection in the first state, and has not seen it enter.
 		entered := i > 0 || !c.Start.IsZero()
@@ -79,15 +82,18 @@ func (f *Flows) AddConn(c *tracer.Conn, ratio float64) {
 			flow.TimeWait += n
 		}
 		flow.stayed(v.State, v.Dwell, v.DwellKnown, n)
-		last = v.State
+		if last.State == tracer.StateSynSent && v.State == tracer.StateEstablished {
+			addTimes(&flow.Handshake, last.Dwell, last.DwellKnown, n)
+		}
+		last = v
 	}
 	reason := c.Reason
-	if last == tracer.StateTimeWait {
+	if last.State == tracer.StateTimeWait {
 		if reason = c.TimeWaitReason; reason == tracer.ReasonUnknown {
 			return // it was told when TIME_WAIT began, and is still there
 		}
 	}
-	f.ended(flow, tracer.Ending{Old: last, Reason: reason, Side: c.Side}, n)
+	f.ended(flow, tracer.Ending{Old: last.State, Reason: reason, Side: c.Side}, n)
 }
 
 // maxWeight is more than one record stands for where somebody has not made it up.
@@ -149,15 +155,16 @@ func newFlow(key FlowKey) *Flow { return &Flow{FlowKey: key, Endings: map[tracer
 
 // stayed notes how long n sockets were in a state that they have left.
 func (f *Flow) stayed(in tracer.State, d time.Duration, known bool, n uint64) {
-	var h *tracer.Histogram
 	switch in {
 	case tracer.StateSynSent:
-		h = &f.SynSent
+		addTimes(&f.SynSent, d, known, n)
 	case tracer.StateCloseWait:
-		h = &f.CloseWait
-	default:
-		return
+		addTimes(&f.CloseWait, d, known, n)
 	}
+}
+
+// addTimes adds a time n times.
+func addTimes(h *tracer.Histogram, d time.Duration, known bool, n uint64) {
 	switch {
 	case !known:
 		h.Unknown += n

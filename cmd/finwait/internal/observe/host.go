@@ -34,8 +34,8 @@ type Host struct {
 	// Memory is what TCP takes on the whole host.
 	Memory Memory
 
-	// Files has the processes that hold sockets of Lasting, and how many files they have
-	// open and may, by PID.
+	// Files has the processes that hold sockets of Lasting or listen, and how many files
+	// they have open and may, by PID.
 	Files map[uint32]Files
 
 	// Unseen says what could not be looked at, in the order in which it was tried.

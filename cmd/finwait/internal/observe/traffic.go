@@ -69,8 +69,8 @@ type Flow struct {
 	// Endings has how sockets ended, TIME_WAIT's own end among them.
 	Endings map[tracer.Ending]uint64
 	// SynSent and CloseWait are how long sockets stayed in these states, of those that
-	// have left them.
-	SynSent, CloseWait tracer.Histogram
+	// have left them. Handshake is what of SynSent is about connections that came to be.
+	SynSent, CloseWait, Handshake tracer.Histogram
 }
 
 // Ended returns how many sockets ended for that reason, in whatever state.

@@ -160,7 +160,7 @@ func errHidden(processes int) error {
 }
 
 // measure fills in what TCP takes on the host, and how many files the processes of
-// Lasting have open.
+// Lasting and of Listeners have open.
 func (h *Host) measure() {
 	memory, err := readMemory()
 	if err != nil {
@@ -170,13 +170,20 @@ func (h *Host) measure() {
 	h.Files = map[uint32]Files{}
 	for _, n := range h.Namespaces {
 		for _, l := range n.Lasting {
-			if _, known := h.Files[l.Owner.PID]; known || l.Owner.PID == 0 {
-				continue
-			}
-			if open, limit, ok := procnet.FileLimit(l.Owner.PID); ok {
-				h.Files[l.Owner.PID] = Files{Open: open, Limit: limit}
-			}
+			h.measureFiles(l.Owner.PID)
 		}
+		for _, l := range n.Listeners {
+			h.measureFiles(l.Owner.PID)
+		}
+	}
+}
+
+func (h *Host) measureFiles(pid uint32) {
+	if _, known := h.Files[pid]; known || pid == 0 {
+		return
+	}
+	if open, limit, ok := procnet.FileLimit(pid); ok {
+		h.Files[pid] = Files{Open: open, Limit: limit}
 	}
 }
 
