@@ -17,7 +17,8 @@ import (
 
 // Options says what to look at, and for how long.
 type Options struct {
-	// For is how long to watch.
+	// For is how long to watch, once all are at their places: the first look is taken while
+	// a tracer is loaded, and so what differs has come about in somewhat more.
 	For time.Duration
 	// Scope is the network namespaces to look at, Netns the inode numbers of those among
 	// them that count; all if there are none.
@@ -71,7 +72,7 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 	if opts.Ready != nil {
 		opts.Ready()
 	}
-	wait(ctx, opts.For-time.Since(before.at))
+	wait(ctx, opts.For)
 
 	// Without the second look the first is for nothing: whoever interrupts waits for it.
 	after, err := takeLook(context.WithoutCancel(ctx), opts, h.Settings)
