@@ -28,7 +28,7 @@ var settingConditions = []condition{
 		},
 	},
 	{
-		name: "reuse of inbound connections", finds: []string{"sysctl-tw-reuse-inbound"},
+		name: "reuse of inbound connections", finds: []string{"sysctl-tw-reuse-inbound"}, alone: outgoingPorts,
 		plant: func(p *patient) {
 			p.ns.Sysctl("net.ipv4.tcp_tw_reuse", "1")
 			p.leaveInbound(5023)
@@ -73,7 +73,7 @@ var settingConditions = []condition{
 		plant: func(p *patient) { p.ns.Sysctl("net.ipv4.tcp_syncookies", "2") },
 	},
 	{
-		name: "services among outgoing ports", finds: []string{"sysctl-port-range"},
+		name: "services among outgoing ports", finds: []string{"sysctl-port-range"}, alone: outgoingPorts,
 		plant: func(p *patient) {
 			p.ns.Sysctl("net.ipv4.ip_local_port_range", "5300 60999")
 			p.ns.Sysctl("net.ipv4.ip_local_reserved_ports", "5323")

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -43,7 +44,7 @@ func compareNetns(before, after *space, owners map[uint32]tracer.Process) Netns 
 	}
 	for i := range after.sockets {
 		s := &after.sockets[i]
-		n.States[s.State]++
+		n.count(s)
 		if s.State == tracer.StateTimeWait && c.listening[s.Local.Port()] {
 			n.TimeWaitInbound++
 		}
@@ -51,6 +52,7 @@ func compareNetns(before, after *space, owners map[uint32]tracer.Process) Netns 
 	for i := range before.sockets {
 		n.StatesBefore[before.sockets[i].State]++
 	}
+	n.UsedPorts = c.usedPorts()
 	n.Listeners = c.listeners()
 	n.Outgoing = c.outgoing()
 	n.Lasting = c.lasting()
@@ -65,6 +67,16 @@ func conntrackOf(before, after *procnet.Conntrack) *Conntrack {
 		return nil
 	}
 	return &Conntrack{Entries: after.Entries, Max: after.Max, Dropped: after.Drops.Sub(before.Drops)["drop"]}
+}
+
+func (n *Netns) count(s *tracer.Socket) {
+	n.States[s.State]++
+	if s.Mini {
+		n.MiniSockets++
+		if s.Family == tracer.FamilyIPv6 {
+			n.MiniSocketsIPv6++
+		}
+	}
 }
 
 func (c *comparison) remember() {
@@ -89,6 +101,17 @@ func (c *comparison) remember() {
 func (c *comparison) isChosen(s *tracer.Socket) bool {
 	port := s.Local.Port()
 	return int64(port) >= c.chosen[0] && int64(port) <= c.chosen[1] && !c.listening[port]
+}
+
+// usedPorts returns the ports that the kernel chooses and that have a socket.
+func (c *comparison) usedPorts() []uint16 {
+	used := map[uint16]struct{}{}
+	for i := range c.after.sockets {
+		if port := c.after.sockets[i].Local.Port(); int64(port) >= c.chosen[0] && int64(port) <= c.chosen[1] {
+			used[port] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(used))
 }
 
 func (c *comparison) owner(s *tracer.Socket) Process {

@@ -155,18 +155,25 @@ func TestCompareOutgoing(t *testing.T) {
 		socket(26, open, "10.0.0.1:50000", "10.0.0.9:1"), // somebody listens there
 		halfOpen(28, "10.0.0.1:50000", "10.0.0.9:2", 0),
 	)
-	got := compared(before, after).Outgoing
+	after.sockets[2].Family = tracer.FamilyIPv6 // with IPv4 addresses
+	n := compared(before, after)
+	got := n.Outgoing
 	one, two := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	want := []Outgoing{
-		{Local: one, Remote: netip.MustParseAddrPort(db), Owner: curl, Open: 3, FinWait2: 1, TimeWait: []time.Duration{30 * time.Second, 59 * time.Second}, New: 3, Gone: 1},
+		{Local: one, Remote: netip.MustParseAddrPort(db), Owner: curl, Open: 3, FinWait2: 1, Before: 4, TimeWait: []time.Duration{30 * time.Second, 59 * time.Second}, New: 3, Gone: 1},
 		{Local: one, Remote: netip.MustParseAddrPort(other), Owner: curl, Open: 1, New: 1},
 		{Local: two, Remote: netip.MustParseAddrPort(other), Owner: curl, Open: 1, New: 1},
 	}
 	qt.Check(t, qt.CmpEquals(got, want, byValue...))
 	qt.Check(t, qt.Equals(got[0].Ports(), 6))
+	qt.Check(t, qt.DeepEquals(n.UsedPorts, []uint16{32768, 40002, 40005, 40006, 40007, 40008, 50000, 60999}))
+	qt.Check(t, qt.Equals(n.MiniSockets, 3))
+	qt.Check(t, qt.Equals(n.MiniSocketsIPv6, 1))
 
 	after.sysctls = nil // which ports the kernel chooses is not known
-	qt.Check(t, qt.HasLen(compared(before, after).Outgoing, 0))
+	n = compared(before, after)
+	qt.Check(t, qt.HasLen(n.Outgoing, 0))
+	qt.Check(t, qt.HasLen(n.UsedPorts, 0))
 }
 
 func TestCompareLasting(t *testing.T) {

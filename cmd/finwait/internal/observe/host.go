@@ -103,6 +103,13 @@ type Netns struct {
 	States tracer.StateCounts
 	// StatesBefore has those of the first look.
 	StatesBefore tracer.StateCounts
+	// MiniSockets is the number of mini-sockets, which net.ipv4.tcp_max_tw_buckets limits:
+	// all that are in TIME_WAIT, and orphans in FIN_WAIT2. MiniSocketsIPv6 is how many of
+	// them came of IPv6 sockets, IPv4 addresses or not.
+	MiniSockets, MiniSocketsIPv6 uint64
+	// UsedPorts are the ports of net.ipv4.ip_local_port_range that any socket has as its
+	// own, wherever it goes, in order.
+	UsedPorts []uint16
 	// Inexact tells that the kernel could not list the sockets without saying that the
 	// list changed meanwhile.
 	Inexact bool
@@ -175,6 +182,8 @@ type Outgoing struct {
 	// Open is the number of ports of full sockets, FinWait2 of orphans in FIN_WAIT2 that
 	// are mini-sockets.
 	Open, FinWait2 int
+	// Before is what Open and FinWait2 were together at the first look.
+	Before int
 	// TimeWait has for each port in TIME_WAIT how long it has still to wait, the shortest
 	// first.
 	TimeWait []time.Duration

@@ -39,7 +39,7 @@ func (c *comparison) outgoing() []Outgoing {
 			holders[p][owner]++
 		}
 	}
-	c.countGone(paths, still)
+	c.countBefore(paths, still)
 	all := make([]Outgoing, 0, len(paths))
 	for p, o := range paths {
 		slices.Sort(o.TimeWait)
@@ -64,14 +64,21 @@ func (o *Outgoing) add(s *tracer.Socket) {
 	}
 }
 
-// countGone counts the ports of full sockets of the first look that are free.
-func (c *comparison) countGone(paths map[path]*Outgoing, still map[uint64]bool) {
+// countBefore counts the ports of the first look that are not in TIME_WAIT, and those of
+// them, but for mini-sockets, that are free at the last.
+func (c *comparison) countBefore(paths map[path]*Outgoing, still map[uint64]bool) {
 	for i := range c.before.sockets {
 		s := &c.before.sockets[i]
-		if s.Mini || s.State == tracer.StateListen || still[s.Cookie] {
+		switch s.State {
+		case tracer.StateListen, tracer.StateSynRecv, tracer.StateTimeWait:
 			continue
 		}
-		if o := paths[path{s.Local.Addr(), s.Remote}]; o != nil && c.isChosen(s) {
+		o := paths[path{s.Local.Addr(), s.Remote}]
+		if o == nil || !c.isChosen(s) {
+			continue
+		}
+		o.Before++
+		if !s.Mini && !still[s.Cookie] {
 			o.Gone++
 		}
 	}
