@@ -94,7 +94,7 @@ func TestCommandDoctorExit(t *testing.T) {
 	qt.Check(t, qt.Equals(res.stderr, ""))
 	qt.Check(t, qt.StringContains(res.stdout, "\nwarning    "+sickID+"\n"))
 	qt.Check(t, qt.StringContains(res.stdout, "netns "+inodeWord(sick)+": 23 sockets in TIME_WAIT, of 28 that there may be\n"))
-	qt.Check(t, qt.StringContains(res.stdout, "\n  sysctl:  net.ipv4.tcp_max_tw_buckets = 56\n"))
+	qt.Check(t, qt.Matches(res.stdout, `(?s).*\n  sysctl:  net\.ipv4\.tcp_max_tw_buckets = \d+\n.*`))
 	qt.Check(t, qt.StringContains(res.stdout, "finwait doctor --explain"))
 	for line := range strings.Lines(res.stdout) {
 		qt.Check(t, qt.IsTrue(len([]rune(line)) <= 80), qt.Commentf("%s", line))
