@@ -36,7 +36,6 @@ func compareNetns(before, after *space, owners map[uint32]tracer.Process) Netns 
 	n := Netns{
 		Inode:    after.inode,
 		Name:     after.name,
-		Inexact:  before.inexact || after.inexact,
 		Sysctls:  after.sysctls,
 		NoSysctl: after.noSysctl,
 		Counters: after.counters,
@@ -163,7 +162,7 @@ func (c *comparison) listeners() []Listener {
 func countHalfOpen(sockets []tracer.Socket, byAddr map[netip.AddrPort][]int, count func(int, *tracer.Socket)) {
 	for i := range sockets {
 		s := &sockets[i]
-		if s.State != tracer.StateSynRecv {
+		if !s.HalfOpen {
 			continue
 		}
 		for _, addr := range []netip.Addr{s.Local.Addr(), anyOf(s.Local.Addr()), netip.IPv6Unspecified()} {

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"cmp"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -106,6 +107,7 @@ func (f *Flows) weight(ratio float64) uint64 {
 		return 1
 	}
 	f.traffic.Estimated = true
+	f.traffic.Weight = max(f.traffic.Weight, uint64(math.Ceil(min(1/ratio, maxWeight))))
 	return uint64(min(1/ratio, maxWeight) + f.chance.Float64())
 }
 

@@ -110,9 +110,6 @@ type Netns struct {
 	// UsedPorts are the ports of net.ipv4.ip_local_port_range that any socket has as its
 	// own, wherever it goes, in order.
 	UsedPorts []uint16
-	// Inexact tells that the kernel could not list the sockets without saying that the
-	// list changed meanwhile.
-	Inexact bool
 
 	// Sysctls has what the namespace's sysctls are set to, by name with dots. One that
 	// the kernel does not have is not there.

@@ -67,22 +67,24 @@ func takeLook(ctx context.Context, opts *Options, files *sysctl.Files) (*look, e
 		l.missed = missed // else it is about others
 		return l, err
 	}
-	return l, errors.Join(err, l.noteAbsent(opts.Netns))
+	return l, errors.Join(err, l.noteAbsent(opts.Netns, missed.Netns))
 }
 
 // noteAbsent notes which of the namespaces that were asked for could not be looked at. It
 // returns an error if none could be.
-func (l *look) noteAbsent(asked []uint32) error {
-	const why = "it is not there, or may not be looked into"
+func (l *look) noteAbsent(asked []uint32, missed []tracer.MissedNetns) error {
 	for _, inode := range asked {
 		if l.spaces[inode] != nil {
 			continue
 		}
-		what := fmt.Sprintf("network namespace %d", inode)
-		if len(l.spaces) == 0 {
-			return fmt.Errorf("%s: %s", what, why)
+		what, why := fmt.Sprintf("network namespace %d", inode), errors.New("it is not there, or may not be looked into")
+		if i := slices.IndexFunc(missed, func(m tracer.MissedNetns) bool { return m.Netns == inode }); i >= 0 {
+			why = missed[i].Err
 		}
-		l.unseen[what] = errors.New(why)
+		if len(l.spaces) == 0 {
+			return fmt.Errorf("%s: %w", what, why)
+		}
+		l.unseen[what] = why
 	}
 	return nil
 }
@@ -135,13 +137,20 @@ func (l *look) inodes() (all []uint32) {
 	return all
 }
 
+// hostRoot is the file system of process 1, as far as we may see it.
+const hostRoot = "/proc/1/root"
+
 // hostNetns returns the inode number of the namespace of process 1, for which the sysctl
-// files are; or our own, if that is hidden: the files that we read are beside it.
+// files are, 0 if it is not known. Without privileges it is hidden; but ours is it if it
+// is the initial one, which alone has net.ipv4.tcp_mem (ipv4_table).
 func hostNetns() uint32 {
 	if inode := netnsOf("1"); inode != 0 {
 		return inode
 	}
-	return netnsOf("self")
+	if sysctl.Exists("net.ipv4.tcp_mem") {
+		return netnsOf("self")
+	}
+	return 0
 }
 
 // netnsOf returns the inode number of the network namespace of a process, 0 if it is

@@ -7,8 +7,9 @@ import (
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
-// readMemory reads what TCP takes on the whole host.
-func readMemory() (Memory, error) {
+// readMemory reads what TCP takes on the whole host. sizes says whether the size of a
+// mini-socket is of interest: without root it is not read off, but reckoned.
+func readMemory(sizes bool) (Memory, error) {
 	var m Memory
 	stat, err := procnet.ReadSockstat()
 	if err != nil {
@@ -19,12 +20,16 @@ func readMemory() (Memory, error) {
 	if pages, ok := values.Ints("net.ipv4.tcp_mem"); ok && len(pages) == 3 {
 		m.PressurePages, m.MaxPages = uint64(pages[1]), uint64(pages[2])
 	}
-	if most, ok := values.Int("net.ipv4.tcp_max_orphans"); ok {
+	if most, ok := values.Int("net.ipv4.tcp_max_orphans"); ok && most > 0 {
 		m.MaxOrphans = uint64(most)
 	}
 	// Neither is known on every kernel, and then what needs it is not said.
-	sizes, _ := procnet.ReadSizes()
-	m.MiniSocket, m.MiniSocketIPv6 = sizes.TimeWait, sizes.TimeWait6
-	m.EstablishedHash, _, _ = procnet.EstablishedHash()
+	if sizes {
+		s, _ := procnet.ReadSizes()
+		m.MiniSocket, m.MiniSocketIPv6 = s.TimeWait, s.TimeWait6
+	}
+	if slots, shared, err := procnet.EstablishedHash(); err == nil && (shared || netnsOf("self") == hostNetns()) {
+		m.EstablishedHash = slots // and not that of a namespace which has its own
+	}
 	return m, nil
 }

@@ -17,7 +17,7 @@ type path struct {
 // outgoing returns the connections whose ports the kernel has chosen, by their ends.
 func (c *comparison) outgoing() []Outgoing {
 	paths := map[path]*Outgoing{}
-	holders := map[path]map[Process]int{}
+	holders := holders{}
 	still := make(map[uint64]bool, len(c.after.sockets))
 	for i := range c.after.sockets {
 		s := &c.after.sockets[i]
@@ -29,21 +29,22 @@ func (c *comparison) outgoing() []Outgoing {
 		o := paths[p]
 		if o == nil {
 			o = &Outgoing{Local: p.local, Remote: p.remote}
-			paths[p], holders[p] = o, map[Process]int{}
+			paths[p] = o
 		}
 		o.add(s)
 		if _, known := c.known[s.Cookie]; !known {
 			o.New++
 		}
 		if owner := c.owner(s); owner.PID != 0 {
-			holders[p][owner]++
+			holders[holding{p, owner}]++
 		}
 	}
 	c.countBefore(paths, still)
+	owners := holders.byPath()
 	all := make([]Outgoing, 0, len(paths))
 	for p, o := range paths {
 		slices.Sort(o.TimeWait)
-		o.Owner = most(holders[p])
+		o.Owner = owners[p]
 		all = append(all, *o)
 	}
 	slices.SortFunc(all, func(a, b Outgoing) int {
@@ -84,11 +85,20 @@ func (c *comparison) countBefore(paths map[path]*Outgoing, still map[uint64]bool
 	}
 }
 
-// most returns the process that holds the most, none if there are none.
-func most(holders map[Process]int) (first Process) {
-	for p, n := range holders {
-		if n > holders[first] || n == holders[first] && p.PID < first.PID {
-			first = p
+// holders counts the sockets of each path that a process holds. Most paths have one
+// process, or none: a map for each would be the most of all that is kept.
+type holders map[holding]int
+
+type holding struct {
+	path
+	Process
+}
+
+func (h holders) byPath() map[path]Process {
+	first, most := map[path]Process{}, map[path]int{}
+	for k, n := range h {
+		if n > most[k.path] || n == most[k.path] && k.PID < first[k.path].PID {
+			first[k.path], most[k.path] = k.Process, n
 		}
 	}
 	return first

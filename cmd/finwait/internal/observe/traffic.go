@@ -34,9 +34,15 @@ type Traffic struct {
 	Unplaced uint64
 	// Lost is the number of transitions of which nothing is known but their number.
 	Lost uint64
-	// Estimated tells that a sample was recorded, and that the numbers are projected.
+	// Estimated tells that a sample was recorded, and that the numbers are projected. Weight
+	// is how many connections one that was recorded stands for, at the most.
 	Estimated bool
+	Weight    uint64
 }
+
+// Enough reports whether n, of which something was counted, stands for least or more that
+// were seen: a single one of a sample is none to go by, whatever it stands for.
+func (t *Traffic) Enough(n, least uint64) bool { return n >= least*max(t.Weight, 1) }
 
 // Duration returns how long it was watched.
 func (t *Traffic) Duration() time.Duration { return t.Until.Sub(t.Since) }

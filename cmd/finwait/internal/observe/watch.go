@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
@@ -47,14 +47,15 @@ const unseenTraffic = "what happened to connections, for how long they were in a
 
 // Watch looks at the host for a while. What it could not see is no error, but in
 // Host.Unseen; it returns an error if it could see no socket, or if the source that was
-// asked for does not work. When ctx is done it looks for the last time.
+// asked for does not work. When ctx is done, and Shortest is over, it looks for the last time.
 func Watch(ctx context.Context, opts *Options) (*Host, error) {
 	if opts.LogOnly {
 		t, err := opts.Log(ctx)
 		return &Host{Traffic: t}, err
 	}
 	h := &Host{}
-	h.readSettings()
+	var errSettings error
+	h.Settings, errSettings = readSettings()
 	// What takes its time at the start goes side by side.
 	loading := make(chan error, 1)
 	var w watcher
@@ -87,41 +88,73 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 		h.Traffic, err = w.stop()
 		stopped <- err
 	}()
-	h.compare(before, after)
-	if err := <-stopped; err != nil {
-		if opts.Source != "" {
-			return nil, err
-		}
-		h.cannotSee(unseenTraffic, err)
+	err = h.compare(before, after)
+	switch errStop := <-stopped; {
+	case err != nil:
+		return nil, err
+	case errStop != nil && opts.Source != "":
+		return nil, errStop
+	case errStop != nil:
+		h.cannotSee(unseenTraffic, errStop)
 	}
+	h.noteSettings(errSettings)
 	h.Unseen = append(w.unseen, h.Unseen...)
+	h.judgeable()
 	return h, nil
 }
 
-// readSettings reads the files that set sysctls. Lines that nobody understands are among
-// what it has read; a file that cannot be read is not.
-func (h *Host) readSettings() {
-	files, err := sysctl.ReadFiles("/")
+// judgeable leaves out of what a tracer saw the namespaces that came or went meanwhile: of
+// them there is nothing else to go by. What was recorded may be of any.
+func (h *Host) judgeable() {
+	t := h.Traffic
+	if t == nil || t.Source != SourceKernel {
+		return
+	}
+	t.Flows = slices.DeleteFunc(t.Flows, func(f Flow) bool {
+		return !slices.ContainsFunc(h.Namespaces, func(n Netns) bool { return n.Inode == f.Netns })
+	})
+}
+
+// readSettings reads the files that set sysctls, of the file system of process 1: ours may
+// be a container's.
+func readSettings() (*sysctl.Files, error) {
+	root := "/"
+	if _, err := os.Stat(hostRoot); err == nil {
+		root = hostRoot
+	}
+	return sysctl.ReadFiles(root)
+}
+
+// noteSettings says what could not be read of them, if they are of interest: lines that
+// nobody understands are among what was read, whole files are not.
+func (h *Host) noteSettings(err error) {
+	if !slices.ContainsFunc(h.Namespaces, func(n Netns) bool { return n.Host }) {
+		return
+	}
 	if err != nil {
 		h.cannotSee("the files that set sysctls", err)
 		return
 	}
-	h.Settings = files
-	for _, p := range files.Problems {
-		if errors.Is(p.Err, fs.ErrPermission) {
-			h.cannotSee("what sysctls "+p.File+" sets", p.Err)
+	for _, p := range h.Settings.Problems {
+		if p.Number == 0 {
+			h.Unseen = append(h.Unseen, Unseen{What: "what sysctls " + p.File + " sets", Why: p.Why()})
 		}
 	}
 }
 
-// compare fills in what two looks show.
-func (h *Host) compare(before, after *look) {
-	h.noteMissed(after)
-	owners, hidden, err := tracer.FindOwners(context.Background(), after.inodes())
-	if err != nil {
+// compare fills in what two looks show. It returns an error if there is nothing that both
+// have seen.
+func (h *Host) compare(before, after *look) error {
+	h.noteMissed(before, after)
+	inodes := after.inodes()
+	owners, hidden, err := tracer.FindOwners(context.Background(), inodes)
+	switch unowned := len(inodes) - len(owners); {
+	case err != nil:
 		h.cannotSee("the processes that hold sockets", err)
-	} else if hidden > 0 {
+	case hidden > 0:
 		h.cannotSee("which sockets some processes hold", errHidden(hidden))
+	case unowned > 10+len(inodes)/100: // some have been closed since
+		h.cannotSee(fmt.Sprintf("whose %d of %d sockets are", unowned, len(inodes)), errors.New("no process that /proc shows holds them"))
 	}
 	host := hostNetns()
 	for inode, now := range after.spaces {
@@ -133,26 +166,56 @@ func (h *Host) compare(before, after *look) {
 		n.Host = inode == host
 		h.Namespaces = append(h.Namespaces, n)
 	}
+	if len(h.Namespaces) == 0 {
+		return errors.New("no network namespace was there all the time, and could be looked at")
+	}
 	slices.SortFunc(h.Namespaces, func(a, b Netns) int {
-		if a.Host != b.Host {
-			return map[bool]int{true: -1, false: 1}[a.Host]
+		switch {
+		case a.Host:
+			return -1
+		case b.Host:
+			return 1
 		}
 		return cmp.Compare(a.Inode, b.Inode)
 	})
+	if host == 0 {
+		h.Unseen = append(h.Unseen, Unseen{
+			What: "for which network namespace the sysctl files are",
+			Why:  "process 1 may not be looked into, which needs root with CAP_SYS_PTRACE",
+		})
+	}
 	h.measure()
+	return nil
 }
 
-// noteMissed says what the last look could not see.
-func (h *Host) noteMissed(l *look) {
-	m := &l.missed
-	if n := len(m.Netns); n > 0 {
-		h.cannotSee("some network namespaces", fmt.Errorf("%d, such as %d: %w", n, m.Netns[0].Netns, m.Netns[0].Err))
+// noteMissed says what the looks could not see.
+func (h *Host) noteMissed(looks ...*look) {
+	missed, unseen := map[uint32]error{}, map[string]error{}
+	inexact, hidden := map[uint32]bool{}, 0
+	for _, l := range looks {
+		for _, m := range l.missed.Netns {
+			missed[m.Netns] = m.Err
+		}
+		for inode, s := range l.spaces {
+			inexact[inode] = inexact[inode] || s.inexact
+		}
+		hidden = max(hidden, l.missed.HiddenProcesses)
+		maps.Copy(unseen, l.unseen)
 	}
-	if m.HiddenProcesses > 0 {
-		h.cannotSee("the network namespaces of some processes", errHidden(m.HiddenProcesses))
+	for _, inode := range slices.Sorted(maps.Keys(missed)) {
+		h.cannotSee("some network namespaces", fmt.Errorf("%d, such as %d: %w", len(missed), inode, missed[inode]))
+		break
 	}
-	for _, what := range slices.Sorted(maps.Keys(l.unseen)) {
-		h.cannotSee(what, l.unseen[what])
+	if hidden > 0 {
+		h.cannotSee("the network namespaces of some processes", errHidden(hidden))
+	}
+	maps.DeleteFunc(inexact, func(_ uint32, is bool) bool { return !is })
+	for _, inode := range slices.Sorted(maps.Keys(inexact)) {
+		h.cannotSee("each socket exactly once", fmt.Errorf("the lists of %d network namespaces, such as %d, changed while the kernel made them", len(inexact), inode))
+		break
+	}
+	for _, what := range slices.Sorted(maps.Keys(unseen)) {
+		h.cannotSee(what, unseen[what])
 	}
 }
 
@@ -163,7 +226,8 @@ func errHidden(processes int) error {
 // measure fills in what TCP takes on the host, and how many files the processes of
 // Lasting and of Listeners have open.
 func (h *Host) measure() {
-	memory, err := readMemory()
+	minis := slices.ContainsFunc(h.Namespaces, func(n Netns) bool { return n.MiniSockets > 0 })
+	memory, err := readMemory(minis)
 	if err != nil {
 		h.cannotSee("the memory of TCP", err)
 	}
@@ -192,9 +256,14 @@ func (h *Host) cannotSee(what string, why error) {
 	h.Unseen = append(h.Unseen, Unseen{What: what, Why: why.Error()})
 }
 
-// wait returns after d, or when ctx is done.
+// Shortest is how long is watched at the least: in less, what lasts cannot be told from
+// what passes.
+const Shortest = time.Second
+
+// wait returns after d, or when ctx is done and the shortest time is over.
 func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
+	time.Sleep(min(d, Shortest))
+	timer := time.NewTimer(d - Shortest)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

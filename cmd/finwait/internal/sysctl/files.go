@@ -81,15 +81,12 @@ type Problem struct {
 // MaxText is how much of a line a [Problem] has.
 const MaxText = 200
 
-// String tells the problem on one line.
-func (p Problem) String() string {
-	if p.Number == 0 && p.Text == "" {
-		return fmt.Sprintf("%s: %v", p.File, p.Err)
+// Why says what is wrong, with the text if there is one.
+func (p Problem) Why() string {
+	if p.Text == "" {
+		return p.Err.Error()
 	}
-	if p.Number == 0 {
-		return fmt.Sprintf("%s: %v: %q", p.File, p.Err, p.Text)
-	}
-	return fmt.Sprintf("%s:%d: %v: %q", p.File, p.Number, p.Err, p.Text)
+	return fmt.Sprintf("%v: %q", p.Err, p.Text)
 }
 
 // folders are those of sysctl.d(5), the one whose files replace those of all others
@@ -113,7 +110,7 @@ const (
 
 // ReadFiles reads what sets sysctls on the host whose file system is at root, which is
 // "/" as a rule: no link leads out of it. The kernel's command line is read only if
-// root is "/". It fails if there is no such folder; whatever else cannot be read is
+// root is "/", or that of process 1. It fails if there is no such folder; whatever else cannot be read is
 // among [Files.Problems].
 func ReadFiles(root string) (*Files, error) {
 	info, err := os.Stat(root)
@@ -124,7 +121,7 @@ func ReadFiles(root string) (*Files, error) {
 		return nil, fmt.Errorf("%s: not a directory", root)
 	}
 	r := &reader{root: root, files: &Files{}}
-	if filepath.Clean(root) == "/" {
+	if clean := filepath.Clean(root); clean == "/" || clean == "/proc/1/root" {
 		r.readCmdline()
 	}
 	paths := r.list()

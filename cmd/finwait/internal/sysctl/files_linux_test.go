@@ -75,7 +75,7 @@ func TestPipe(t *testing.T) {
 func TestReadFilesOfHost(t *testing.T) {
 	f, err := ReadFiles("/")
 	qt.Assert(t, qt.IsNil(err))
-	t.Logf("%d lines, %d replaced, %+v, problems %q", len(f.Lines), len(f.Replaced), f.Conf, f.Problems)
+	t.Logf("%d lines, %d replaced, %+v, problems %v", len(f.Lines), len(f.Replaced), f.Conf, f.Problems)
 	for _, l := range f.Lines {
 		_, err := os.Stat(l.File)
 		qt.Check(t, qt.IsNil(err))

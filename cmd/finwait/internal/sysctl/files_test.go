@@ -57,9 +57,16 @@ func show(lines ...Line) []string {
 func showProblems(f *Files) []string {
 	var shown []string
 	for _, p := range f.Problems {
-		shown = append(shown, p.String())
+		shown = append(shown, showProblem(p))
 	}
 	return shown
+}
+
+func showProblem(p Problem) string {
+	if p.Number == 0 {
+		return fmt.Sprintf("%s: %s", p.File, p.Why())
+	}
+	return fmt.Sprintf("%s:%d: %s", p.File, p.Number, p.Why())
 }
 
 func TestReadFiles(t *testing.T) {
@@ -278,7 +285,7 @@ func TestLimits(t *testing.T) {
 		qt.Check(t, qt.HasLen(f.Lines, 0))
 		qt.Assert(t, qt.HasLen(f.Problems, maxProblems+1))
 		qt.Check(t, qt.HasLen(f.Problems[0].Text, MaxText))
-		qt.Check(t, qt.Equals(f.Problems[maxProblems].String(), "/etc/sysctl.d/a.conf: 980 more lines that cannot be understood"))
+		qt.Check(t, qt.Equals(showProblem(f.Problems[maxProblems]), "/etc/sysctl.d/a.conf: 980 more lines that cannot be understood"))
 	})
 }
 
