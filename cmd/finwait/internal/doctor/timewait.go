@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -81,9 +82,12 @@ func miniSocketBytes(m *observe.Memory, n *observe.Netns) (uint64, bool) {
 	return ipv4*m.MiniSocket + ipv6*m.MiniSocketIPv6, true
 }
 
-// higherLimit is twice the limit, or the kernel's default if that is more.
+// higherLimit is the kernel's default, or twice the limit if that is no less.
 func higherLimit(m *observe.Memory, limit int64) []Setting {
-	higher := max(2*uint64(limit), m.EstablishedHash/2)
+	higher := m.EstablishedHash / 2
+	if uint64(limit) >= higher {
+		higher = 2 * uint64(limit)
+	}
 	note := "the kernel's default is half of the slots of its table of connections"
 	if m.MiniSocket > 0 {
 		note += "; so many take " + bytes(higher*max(m.MiniSocket, m.MiniSocketIPv6))
@@ -154,18 +158,27 @@ func findTimeWaitRefused(h *observe.Host, n *observe.Netns) []Finding {
 	f := Finding{
 		Severity: Warning,
 		Subject:  "TIME_WAIT",
-		Summary:  fmt.Sprintf("TIME_WAIT refused to %s connections, %s a second", number(refused), rate(h.PerSecond(refused))),
+		Summary:  fmt.Sprintf("TIME_WAIT refused to %s, %s a second", prose.Count(refused, "connection", "connections"), rate(h.PerSecond(refused))),
 		Facts: append(timeWaitFacts(n), Fact{"refused", refused}, Fact{"refused_per_second", h.PerSecond(refused)},
 			Fact{"refused_in_all", n.Counters["TcpExt.TCPTimeWaitOverflow"]}),
 	}
 	limit, ok := n.Sysctls.Int("net.ipv4.tcp_max_tw_buckets")
 	switch {
 	case !ok:
-	case limit > 0 && !isNearLimit(n, limit) && h.Watched() < timeWaitLasts:
-		f.Summary += fmt.Sprintf(", with room for %s more: the kernel had no memory for them", number(uint64(limit)-min(uint64(limit), n.MiniSockets)))
+	case limit > 0 && hadRoom(h, n, limit):
+		f.Summary += fmt.Sprintf(", with room for %s more: it seems that the kernel had no memory for them", number(uint64(limit)-min(uint64(limit), n.MiniSockets)))
 		f.Sysctls = []Setting{} // the limit is not what it fails for
 	default:
 		f.Sysctls = higherLimit(&h.Memory, limit)
 	}
 	return []Finding{f}
+}
+
+// hadRoom reports whether there were fewer mini-sockets than nearly the limit all the time,
+// as far as two looks tell: what fills the table after the first is there at the second,
+// unless it has had its time. Of those in FIN_WAIT2 before it is not known how many were
+// mini-sockets.
+func hadRoom(h *observe.Host, n *observe.Netns, limit int64) bool {
+	before := n.StatesBefore[tracer.StateTimeWait] + n.StatesBefore[tracer.StateFinWait2]
+	return h.Watched() < timeWaitLasts && !isNearLimit(n, limit) && float64(before) < nearLimit*float64(limit)
 }

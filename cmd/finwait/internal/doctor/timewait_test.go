@@ -19,6 +19,7 @@ func TestTimeWait(t *testing.T) {
 		changes            []string
 		timeWait, orphans  uint64 // mini-sockets
 		ipv6, refused      uint64
+		before             tracer.StateCounts
 		memory             observe.Memory
 		watched            time.Duration
 		id, summary, lines string
@@ -54,7 +55,7 @@ func TestTimeWait(t *testing.T) {
 		},
 		{
 			name: "refused and many", changes: []string{"tcp_max_tw_buckets", "100000"}, timeWait: 100_000, refused: 1,
-			id: "time-wait-refused", summary: "TIME_WAIT refused to 1 connections, 0.1 a second", lines: "net.ipv4.tcp_max_tw_buckets = 200000",
+			id: "time-wait-refused", summary: "TIME_WAIT refused to 1 connection, 0.1 a second", lines: "net.ipv4.tcp_max_tw_buckets = 200000",
 		},
 		{
 			name: "none allowed", changes: []string{"tcp_max_tw_buckets", "0"}, refused: 230, memory: observe.Memory{EstablishedHash: 524288},
@@ -62,7 +63,23 @@ func TestTimeWait(t *testing.T) {
 		},
 		{
 			name: "no memory", timeWait: 100, refused: 23,
-			id: "time-wait-refused", summary: "TIME_WAIT refused to 23 connections, 2.3 a second, with room for 262,044 more: the kernel had no memory for them",
+			id: "time-wait-refused", summary: "TIME_WAIT refused to 23 connections, 2.3 a second, with room for 262,044 more: it seems that the kernel had no memory for them",
+		},
+		{
+			name: "full before", timeWait: 100, refused: 23, before: tracer.StateCounts{tracer.StateTimeWait: 262_144},
+			id: "time-wait-refused", summary: "TIME_WAIT refused to 23 connections, 2.3 a second", lines: "net.ipv4.tcp_max_tw_buckets = 524288",
+		},
+		{
+			name: "full of orphans before", timeWait: 100, refused: 23, before: tracer.StateCounts{tracer.StateFinWait2: 262_144},
+			id: "time-wait-refused", summary: "TIME_WAIT refused to 23 connections, 2.3 a second", lines: "net.ipv4.tcp_max_tw_buckets = 524288",
+		},
+		{
+			name: "near the limit, which is below the default", changes: []string{"tcp_max_tw_buckets", "200000"}, timeWait: 200_000, memory: observe.Memory{EstablishedHash: 524288, MiniSocket: 250, MiniSocketIPv6: 256},
+			id: "time-wait-limit", summary: "200,000 sockets in TIME_WAIT, of 200,000 that there may be", lines: "net.ipv4.tcp_max_tw_buckets = 262144",
+		},
+		{
+			name: "near the default", timeWait: 262_144, memory: observe.Memory{EstablishedHash: 524288, MiniSocket: 250, MiniSocketIPv6: 256},
+			id: "time-wait-limit", summary: "262,144 sockets in TIME_WAIT, of 262,144 that there may be", lines: "net.ipv4.tcp_max_tw_buckets = 524288",
 		},
 		{
 			name: "a while ago", timeWait: 100, refused: 23, watched: 100 * time.Second,
@@ -80,7 +97,7 @@ func TestTimeWait(t *testing.T) {
 				h.Ended = h.Began.Add(tt.watched)
 			}
 			n := &h.Namespaces[0]
-			n.States[tracer.StateTimeWait] = tt.timeWait
+			n.States[tracer.StateTimeWait], n.StatesBefore = tt.timeWait, tt.before
 			n.MiniSockets, n.MiniSocketsIPv6 = tt.timeWait+tt.orphans, tt.ipv6
 			n.Counted = procnet.Counters{"TcpExt.TCPTimeWaitOverflow": tt.refused}
 			var found []Finding
