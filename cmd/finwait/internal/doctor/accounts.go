@@ -15,6 +15,8 @@ type account struct {
 	party
 	ended   uint64
 	endings map[tracer.Ending]uint64
+	// clients is how many have ended for each reason that the process has opened itself.
+	clients map[tracer.Reason]uint64
 	// services are how many have ended of each.
 	services map[string]int
 }
@@ -51,7 +53,7 @@ func accounts(t *observe.Traffic, by func(*observe.Flow) party) []*account {
 		k := by(f)
 		a := all[k]
 		if a == nil {
-			a = &account{party: k, endings: map[tracer.Ending]uint64{}, services: map[string]int{}}
+			a = &account{party: k, endings: map[tracer.Ending]uint64{}, clients: map[tracer.Reason]uint64{}, services: map[string]int{}}
 			all[k] = a
 		}
 		a.add(f)
@@ -75,6 +77,9 @@ func (a *account) add(f *observe.Flow) {
 		a.endings[way] += n
 		if wasConnection(way.Old) && way.Old != tracer.StateTimeWait {
 			ended += n
+		}
+		if f.Role == tracer.RoleClient && wasConnection(way.Old) {
+			a.clients[way.Reason] += n
 		}
 	}
 	a.ended += ended
@@ -139,10 +144,8 @@ func (p party) withService() string {
 }
 
 // facts are those of the process and the service, as far as they are known.
-func (p party) facts() (all []Fact) {
-	if p.owner.PID != 0 {
-		all = append(all, Fact{"pid", uint64(p.owner.PID)}, Fact{"comm", p.owner.Comm})
-	}
+func (p party) facts() []Fact {
+	all := processFacts(p.owner)
 	if p.service.IsValid() {
 		all = append(all, Fact{"role", p.role.String()}, Fact{"service", p.service.String()})
 	}
@@ -166,6 +169,32 @@ func netnsOf(h *observe.Host, inode uint32) *observe.Netns {
 		}
 	}
 	return nil
+}
+
+// place says in which network namespace a finding is. A log tells of namespaces that
+// nobody has looked at: the finding names those itself.
+func place(h *observe.Host, f *Finding, inode uint32) {
+	if f.Netns = netnsOf(h, inode); f.Netns == nil {
+		f.Facts = append(f.Facts, Fact{"netns", uint64(inode)})
+		f.Summary = fmt.Sprintf("netns %d: %s", inode, f.Summary)
+	}
+}
+
+// flowsNow returns the flows of what was seen while the host was watched, nil if nothing
+// told them apart. A log may be of another time, and does not bear on the sockets of now.
+func flowsNow(h *observe.Host) []observe.Flow {
+	if h.Traffic == nil || h.Traffic.Source == observe.SourceLog {
+		return nil
+	}
+	return h.Traffic.Flows
+}
+
+// roughly is "about " before a number that is projected from a sample.
+func roughly(t *observe.Traffic) string {
+	if t.Estimated {
+		return "about "
+	}
+	return ""
 }
 
 // foldByNetns is fold for the findings of each network namespace.

@@ -3,6 +3,7 @@ package doctor
 import (
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 	"github.com/finwait/finwait/tracer"
@@ -18,14 +19,28 @@ const (
 	heldFinWait2 = 20
 	// slowCloses is how many times make a median.
 	slowCloses = 20
+	// lasts is how long the host must be watched for a state in which sockets were all the
+	// time to be more than one that they pass.
+	lasts = 2500 * time.Millisecond
 )
+
+// allTheTime makes the find of a rule about sockets that do not leave a state, in one
+// network namespace at a time.
+func allTheTime(find func(*observe.Host, *observe.Netns) []Finding) func(*observe.Host) []Finding {
+	return eachNetns(func(h *observe.Host, n *observe.Netns) []Finding {
+		if h.Watched() < lasts {
+			return nil
+		}
+		return find(h, n)
+	})
+}
 
 var closeWaitLeak = &Rule{
 	ID:    "close-wait-leak",
 	Title: "A process does not close connections that its peers have closed",
 	Worst: Critical,
-	When: `a process holds at least 10 sockets that were in CLOSE_WAIT all the time, with nothing left to send. It is
-		critical if four fifths of the files that the process may open are open. Connections that have not been accepted
+	When: `a process holds at least 10 sockets that were in CLOSE_WAIT all the time, which was 2.5 seconds or more, with
+		nothing left to send. It is critical if four fifths of the files that the process may open are open. Connections that have not been accepted
 		are not counted.`,
 	Why: `The peer has closed, the kernel has acknowledged that and told the process, and nothing but the process ends
 		CLOSE_WAIT. Each such socket holds a descriptor, kernel memory, and whatever the process keeps for the connection.
@@ -50,7 +65,7 @@ var closeWaitLeak = &Rule{
 	},
 	Check:      "ss -tnp state close-wait lists no connection that stays; ls /proc/PID/fd | wc -l does not grow.",
 	References: []string{"RFC 9293 section 3.6", "RFC 1122 section 4.2.2.13", "accept(2): EMFILE", "tcp(7): SO_KEEPALIVE"},
-	find:       eachNetns(findCloseWaitLeak),
+	find:       allTheTime(findCloseWaitLeak),
 }
 
 func findCloseWaitLeak(h *observe.Host, n *observe.Netns) (all []Finding) {
@@ -74,7 +89,7 @@ func leakOf(h *observe.Host, n *observe.Netns, p *pile) Finding {
 		Subject:  p.subject(),
 		Summary: fmt.Sprintf("%s has not closed %s connections that their peers have closed, %s",
 			p.subject(), number(uint64(p.count)), hasRead(&p.sum)),
-		Facts: append(p.facts(), []Fact{
+		Facts: append(processFacts(p.owner), []Fact{
 			{"sockets", p.sum.Sockets}, {"new", p.sum.New}, {"unread_end", p.sum.UnreadEnd}, {"unread_data", p.sum.Unread},
 			{"unsent_data", p.sum.Unsent}, {"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
 		}...),
@@ -148,28 +163,28 @@ var slowClose = &Rule{
 	find:       findSlowClose,
 }
 
-func findSlowClose(h *observe.Host) (all []Finding) {
-	if h.Traffic == nil {
-		return nil
-	}
-	for i := range h.Traffic.Flows {
-		f := &h.Traffic.Flows[i]
+func findSlowClose(h *observe.Host) []Finding {
+	var all []ranked
+	flows := flowsOf(h)
+	for i := range flows {
+		f := &flows[i]
 		median, count := f.CloseWait.Quantile(0.5), f.CloseWait.Count()
-		if count < slowCloses || median.Seconds() < 1 {
+		if !h.Traffic.Enough(count, slowCloses) || median.Seconds() < 1 {
 			continue
 		}
 		p := ofFlow(f)
-		all = append(all, Finding{
+		slow := Finding{
 			Severity: Info,
-			Netns:    netnsOf(h, f.Netns),
 			Subject:  p.subject(),
-			Summary: fmt.Sprintf("%s takes some %.1f s to close what its peer has closed: half of %s connections%s took longer",
-				p.subject(), median.Seconds(), number(count), p.withService()),
+			Summary: fmt.Sprintf("%s takes some %.1f s to close what its peer has closed: half of %s%s connections%s took longer",
+				p.subject(), median.Seconds(), roughly(h.Traffic), number(count), p.withService()),
 			Facts: append(p.facts(), []Fact{
 				{"closes", count}, {"closes_of_unknown_time", f.CloseWait.Unknown}, {"median_seconds", median.Seconds()},
 				{"most_seconds", f.CloseWait.Max.Seconds()},
 			}...),
-		})
+		}
+		place(h, &slow, f.Netns)
+		all = append(all, ranked{slow, count})
 	}
-	return foldByNetns(all, "services")
+	return foldByNetns(worstFirst(all), "services")
 }

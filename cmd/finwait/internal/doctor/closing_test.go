@@ -92,7 +92,7 @@ func closeWaits(n int, owner observe.Process) observe.Lasting {
 func orphansIn(state tracer.State, n, peer int) observe.Lasting {
 	l := observe.Lasting{State: state, Orphan: true, Local: service, Remote: peerNo(peer), Sockets: n}
 	if state != tracer.StateFinWait2 {
-		l.Stalled = n
+		l.Stalled, l.Retransmitted = n, n
 	}
 	return l
 }
@@ -135,7 +135,16 @@ var closingTests = []struct {
 	{"a few orphans in FIN_WAIT2", watched(orphansIn(tracer.StateFinWait2, 49, 1)), nil},
 	{"many orphans in FIN_WAIT2", watched(orphansIn(tracer.StateFinWait2, 50, 1)), []string{"fin-wait2-orphans warning"}},
 	{"orphans of many peers", watched(scatter(tracer.StateFinWait2, 999)...), nil},
-	{"orphans of very many peers", watched(scatter(tracer.StateFinWait2, 1000)...), []string{"fin-wait2-orphans warning"}},
+	{"orphans of very many peers", watched(scatter(tracer.StateFinWait2, 1000)...), []string{"fin-wait2-orphans info"}},
+	{"orphans of very many peers, and a tenth of one", watched(append(scatter(tracer.StateFinWait2, 900), orphansIn(tracer.StateFinWait2, 99, 0))...),
+		[]string{"fin-wait2-orphans warning"}},
+	{"orphans of very many peers, and less of one", watched(append(scatter(tracer.StateFinWait2, 900), orphansIn(tracer.StateFinWait2, 98, 0))...),
+		[]string{"fin-wait2-orphans info"}},
+	{"orphans of very many peers near the limit", func() *observe.Host {
+		h := watched(scatter(tracer.StateFinWait2, 1000)...)
+		h.Namespaces[0].MiniSockets, h.Namespaces[0].Sysctls = 1000, sysctl.Values{"net.ipv4.tcp_max_tw_buckets": "1250"}
+		return h
+	}(), []string{"fin-wait2-orphans warning"}},
 	{"orphans that pass", watched(with(orphansIn(tracer.StateFinWait2, 1, 1), func(l *observe.Lasting) { l.New = 5000 })), nil},
 	{"a few held in FIN_WAIT2", watched(with(closeWaits(19, leaker), inFinWait2)), nil},
 	{"many held in FIN_WAIT2", watched(with(closeWaits(20, leaker), inFinWait2)), []string{"fin-wait2-held warning"}},
@@ -148,9 +157,36 @@ var closingTests = []struct {
 		[]string{"fin-wait1-pileup warning"}},
 	{"stalled ones of many peers", watched(scatter(tracer.StateFinWait1, 999)...), nil},
 	{"stalled ones of very many peers", watched(scatter(tracer.StateFinWait1, 1000)...), []string{"fin-wait1-pileup warning"}},
+	{"stalled ones that are a tenth", busy(10_000, 0, scatter(tracer.StateFinWait1, 1000)), []string{"fin-wait1-pileup warning"}},
+	{"stalled ones that are less", busy(10_001, 0, scatter(tracer.StateFinWait1, 1000)), []string{"fin-wait1-pileup info"}},
+	{"stalled ones in LAST_ACK that are less", busy(10_001, 10_001, scatter(tracer.StateLastAck, 1000)), []string{"last-ack-pileup info"}},
+	{"stalled ones that are a tenth of the limit", busy(10_001, 10_000, scatter(tracer.StateLastAck, 1000)), []string{"last-ack-pileup warning"}},
+	{"stalled ones that are less, and many of one peer", busy(10_001, 0, []observe.Lasting{orphansIn(tracer.StateFinWait1, 20, 1)}),
+		[]string{"fin-wait1-pileup warning"}},
 	{"a few that stall in LAST_ACK", watched(orphansIn(tracer.StateLastAck, 19, 1)), nil},
 	{"many that stall in LAST_ACK", watched(orphansIn(tracer.StateLastAck, 20, 1)), []string{"last-ack-pileup warning"}},
 	{"stalled ones in two states", watched(orphansIn(tracer.StateLastAck, 19, 1), orphansIn(tracer.StateFinWait1, 19, 1)), nil},
+}
+
+// busy has so many sockets in ESTABLISHED besides, and a limit of orphans.
+func busy(established, maxOrphans uint64, sockets []observe.Lasting) *observe.Host {
+	h := watched(sockets...)
+	h.Namespaces[0].States[tracer.StateEstablished], h.Memory.MaxOrphans = established, maxOrphans
+	return h
+}
+
+// What is there at both looks of a short watch may be on its way.
+func TestLasts(t *testing.T) {
+	for _, sockets := range []observe.Lasting{
+		closeWaits(23, leaker), with(closeWaits(23, leaker), inFinWait2), orphansIn(tracer.StateFinWait2, 53, 1),
+		orphansIn(tracer.StateFinWait1, 23, 1), orphansIn(tracer.StateLastAck, 23, 1),
+	} {
+		h := watched(sockets)
+		h.Ended = h.Began.Add(lasts)
+		qt.Check(t, qt.HasLen(judge(t, h), 1), qt.Commentf("%v", sockets.State))
+		h.Ended = h.Ended.Add(-time.Millisecond)
+		qt.Check(t, qt.HasLen(judge(t, h), 0), qt.Commentf("%v", sockets.State))
+	}
 }
 
 func inFinWait2(l *observe.Lasting) { l.State = tracer.StateFinWait2 }
@@ -228,6 +264,7 @@ func TestLeaksFolded(t *testing.T) {
 	qt.Check(t, qt.Equals(all[0].Subject, "x (122)"))
 	qt.Check(t, qt.Equals(all[handful].Summary, "the same is true of 18 other processes"))
 	qt.Check(t, qt.Equals(all[handful].Netns.Inode, uint32(5)))
+	qt.Check(t, qt.HasLen(all[handful].Settings(), 0))
 	qt.Check(t, qt.HasLen(judge(t, watched(leaks[:handful+1]...)), handful+1))
 }
 
@@ -245,6 +282,8 @@ func TestClosingSysctls(t *testing.T) {
 		{"net.ipv4.tcp_orphan_retries", "0", orphansIn(tracer.StateFinWait1, 20, 1), []string{"net.ipv4.tcp_orphan_retries = 6"}},
 		{"net.ipv4.tcp_orphan_retries", "6", orphansIn(tracer.StateLastAck, 20, 1), nil},
 		{"net.ipv4.tcp_orphan_retries", "7", orphansIn(tracer.StateLastAck, 20, 1), []string{"net.ipv4.tcp_orphan_retries = 6"}},
+		// The peer answers: its window is closed.
+		{"net.ipv4.tcp_orphan_retries", "0", with(orphansIn(tracer.StateFinWait1, 20, 1), func(l *observe.Lasting) { l.Retransmitted = 0 }), nil},
 		{"net.ipv4.tcp_orphan_retries", "0", with(orphansIn(tracer.StateFinWait1, 20, 1), func(l *observe.Lasting) { l.Orphan, l.Owner = false, leaker }), nil},
 	}
 	for _, tt := range tests {
@@ -304,6 +343,27 @@ func TestSlowClose(t *testing.T) {
 			qt.Check(t, qt.StringContains(all[0].Subject, hostile))
 		}
 	}
+}
+
+// Those of the most connections come first, and a process without a name has its number.
+func TestSlowCloses(t *testing.T) {
+	h := watched()
+	h.Traffic = &observe.Traffic{}
+	for i := range 23 {
+		f := dwelt(20+i, 2*time.Second)
+		f.Owner = observe.Process{PID: uint32(100 + i)}
+		h.Traffic.Flows = append(h.Traffic.Flows, f)
+	}
+	all := judge(t, h)
+	qt.Assert(t, qt.HasLen(all, handful+1))
+	qt.Check(t, qt.Equals(all[0].Subject, "process 122"))
+	qt.Check(t, qt.StringContains(all[0].Summary, " half of 42 connections"))
+
+	// What stands for many was seen once.
+	h.Traffic.Estimated, h.Traffic.Weight = true, 2
+	all = judge(t, h)
+	qt.Assert(t, qt.HasLen(all, 3))
+	qt.Check(t, qt.StringContains(all[0].Summary, " half of about 42 connections"))
 }
 
 // Every rule says all there is to say.

@@ -13,6 +13,8 @@ const (
 	// scattered is more than there are of peers that have vanished one by one, as those of
 	// a busy service on the internet do all the time.
 	scattered = 1000
+	// notable is the part of all from which many are more than such a service's usual.
+	notable = 10
 )
 
 const finTimeoutNote = `this is the state that it is for. A peer that closes later gets a reset for its FIN, which does no
@@ -22,8 +24,9 @@ var finWait2Orphans = &Rule{
 	ID:    "fin-wait2-orphans",
 	Title: "Peers do not close connections that were closed here",
 	Worst: Warning,
-	When: `at least 50 sockets of one peer, or 1,000 in a network namespace, were in FIN_WAIT2 all the time and no process
-		holds them.`,
+	When: `at least 50 sockets of one peer, or 1,000 in a network namespace, were in FIN_WAIT2 all the time, which was 2.5
+		seconds or more, and no process holds them. It is info if no peer has 50 and a tenth of them, and there are less
+		mini-sockets than four fifths of net.ipv4.tcp_max_tw_buckets: peers that vanish one by one are usual on the internet.`,
 	Why: `The process has closed, the peer has acknowledged that and does not close its own end: its application leaks
 		connections in CLOSE_WAIT, or it is gone since, or a firewall drops its FIN. The kernel waits for it for
 		net.ipv4.tcp_fin_timeout, with a mini-socket of some 250 bytes, which counts against net.ipv4.tcp_max_tw_buckets and
@@ -41,7 +44,7 @@ var finWait2Orphans = &Rule{
 	},
 	Check:      "ss -tn state fin-wait-2.",
 	References: []string{"RFC 9293 section 3.6", "Documentation/networking/ip-sysctl.rst: tcp_fin_timeout, tcp_max_tw_buckets", "tcp(7): TCP_LINGER2"},
-	find:       eachNetns(findFinWait2Orphans),
+	find:       allTheTime(findFinWait2Orphans),
 }
 
 func findFinWait2Orphans(_ *observe.Host, n *observe.Netns) []Finding {
@@ -56,6 +59,10 @@ func findFinWait2Orphans(_ *observe.Host, n *observe.Netns) []Finding {
 		return nil
 	}
 	f := p.finding("sockets without a process wait in FIN_WAIT2 for their peers to close")
+	limit, _ := n.Sysctls.Int("net.ipv4.tcp_max_tw_buckets")
+	if _, most := biggest(p.peers); (most < orphansOfPeer || most*notable < p.count) && !isNearLimit(n, limit) {
+		f.Severity = Info
+	}
 	const name = "net.ipv4.tcp_fin_timeout"
 	if timeout, known := n.Sysctls.Int(name); known {
 		f.Facts = append(f.Facts, Fact{"tcp_fin_timeout_seconds", int(timeout)})
@@ -72,7 +79,7 @@ var finWait2Held = &Rule{
 	ID:    "fin-wait2-held",
 	Title: "A process waits without limit for peers to close",
 	Worst: Warning,
-	When:  "a process holds at least 20 sockets that were in FIN_WAIT2 all the time.",
+	When:  "a process holds at least 20 sockets that were in FIN_WAIT2 all the time, which was 2.5 seconds or more.",
 	Why: `The process has called shutdown(SHUT_WR), and waits for the rest of what the peer sends, or for its end. The
 		kernel has no timeout for that while a process holds the socket. If the peer does not close, or has vanished, the
 		socket and its descriptor stay for ever.`,
@@ -88,7 +95,7 @@ var finWait2Held = &Rule{
 	},
 	Check:      "ss -tnp state fin-wait-2 lists no connection of the process that stays.",
 	References: []string{"RFC 9293 section 3.6.1", "shutdown(2)", "Documentation/networking/ip-sysctl.rst: tcp_fin_timeout", "socket(7): SO_RCVTIMEO"},
-	find:       eachNetns(findFinWait2Held),
+	find:       allTheTime(findFinWait2Held),
 }
 
 func findFinWait2Held(_ *observe.Host, n *observe.Netns) (all []Finding) {
@@ -107,7 +114,7 @@ func findFinWait2Held(_ *observe.Host, n *observe.Netns) (all []Finding) {
 			Subject:  p.subject(),
 			Summary: fmt.Sprintf("%s has shut down %s connections and waits for their peers to close, without a time limit of the kernel",
 				p.subject(), number(uint64(p.count))),
-			Facts: append(p.facts(), []Fact{
+			Facts: append(processFacts(p.owner), []Fact{
 				{"sockets", p.sum.Sockets}, {"new", p.sum.New}, {"unread_data", p.sum.Unread},
 				{"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
 			}...),
@@ -119,16 +126,32 @@ func findFinWait2Held(_ *observe.Host, n *observe.Netns) (all []Finding) {
 // orphanRetries is what helps against FINs that are not acknowledged.
 var orphanRetries = Setting{
 	"net.ipv4.tcp_orphan_retries = 6",
-	`for sockets without a process: given up after 25 seconds at the least, rather than 102 (0 stands for 8 retries). A
-	peer that was cut off for longer loses the end of what it was sent`,
+	`for sockets without a process whose peers have vanished: given up after 25 seconds at the least, rather than 102 (0
+	stands for 8 retries). A peer that was cut off for longer loses the end of what it was sent`,
 }
+
+// fewOrphanRetries reports whether a network namespace has no more retries than
+// orphanRetries sets.
+func fewOrphanRetries(n *observe.Netns) bool {
+	retries, _ := n.Sysctls.Int("net.ipv4.tcp_orphan_retries")
+	return retries > 0 && retries <= 6
+}
+
+// uselessForWindow is why orphanRetries is not for peers that answer. tcp_ack sets
+// icsk_probes_out to 0; tcp_probe_timer gives up an orphan once its backoff is at
+// TCP_RTO_MAX.
+const uselessForWindow = `net.ipv4.tcp_orphan_retries where the peer has closed its window: each answer to a probe starts
+	the count again. The kernel gives up by itself after some minutes, when the probes are two minutes apart;
+	TCP_USER_TIMEOUT does it sooner.`
 
 var finWait1PileUp = &Rule{
 	ID:    "fin-wait1-pileup",
 	Title: "Peers do not acknowledge the end of connections that were closed here",
 	Worst: Warning,
-	When: `at least 20 sockets of one peer, or 1,000 in a network namespace, were in FIN_WAIT1 or CLOSING all the time and
-		have had nothing acknowledged. A peer that takes its data slowly is not counted.`,
+	When: `at least 20 sockets of one peer, or 1,000 in a network namespace, were in FIN_WAIT1 or CLOSING all the time, which
+		was 2.5 seconds or more, and have had nothing acknowledged. A peer that takes its data slowly is not counted. It is
+		info if no peer has 20, and they are less than a tenth of the sockets in ESTABLISHED, and of
+		net.ipv4.tcp_max_orphans.`,
 	Why: `The peer has vanished (retransmitted), or it reads no more and has closed its window while there is data left to
 		send (unsent_data without retransmitted: it answers the window probes). Each such socket keeps what it has to send,
 		in memory that counts against net.ipv4.tcp_mem, and without a process it counts against net.ipv4.tcp_max_orphans.`,
@@ -140,6 +163,7 @@ var finWait1PileUp = &Rule{
 	Useless: []string{
 		"net.ipv4.tcp_fin_timeout: it is for FIN_WAIT2, which begins when the FIN is acknowledged.",
 		"net.ipv4.tcp_keepalive_time: a socket that has something to send has another timer.",
+		uselessForWindow,
 	},
 	Check:      "ss -tnoe state fin-wait-1: Send-Q 1 is the FIN alone; the timer says on (retransmission) or persist (closed window).",
 	References: []string{"RFC 9293 sections 3.6 and 3.8.6.1", "RFC 5482", "Documentation/networking/ip-sysctl.rst: tcp_orphan_retries, tcp_max_orphans", "tcp(7): TCP_USER_TIMEOUT"},
@@ -152,8 +176,9 @@ var lastAckPileUp = &Rule{
 	ID:    "last-ack-pileup",
 	Title: "Peers that closed first do not acknowledge the last FIN",
 	Worst: Warning,
-	When: `at least 20 sockets of one peer, or 1,000 in a network namespace, were in LAST_ACK all the time and have had
-		nothing acknowledged.`,
+	When: `at least 20 sockets of one peer, or 1,000 in a network namespace, were in LAST_ACK all the time, which was 2.5
+		seconds or more, and have had nothing acknowledged. It is info if no peer has 20, and they are less than a tenth of
+		the sockets in ESTABLISHED, and of net.ipv4.tcp_max_orphans.`,
 	Why: `The peer has closed, this side has closed after it, and its FIN, or data before it, is not acknowledged. The peer
 		has vanished, or given up waiting and something between drops the reset that it would answer; or it reads no more.
 		Each such socket keeps what it has to send and counts against net.ipv4.tcp_max_orphans.`,
@@ -166,6 +191,7 @@ var lastAckPileUp = &Rule{
 	Useless: []string{
 		"net.ipv4.tcp_fin_timeout: it is for FIN_WAIT2.",
 		"net.ipv4.tcp_max_tw_buckets, tcp_tw_reuse: the side that closes last has no TIME_WAIT.",
+		uselessForWindow,
 	},
 	Check:      "ss -tnoe state last-ack: Send-Q 1 is the FIN alone.",
 	References: []string{"RFC 9293 section 3.6", "RFC 5482", "Documentation/networking/ip-sysctl.rst: tcp_orphan_retries, tcp_max_orphans", "tcp(7): TCP_USER_TIMEOUT"},
@@ -175,7 +201,7 @@ var lastAckPileUp = &Rule{
 // findStalled makes the find of a rule about sockets whose peers do not acknowledge what
 // they send at the end.
 func findStalled(states string, in func(tracer.State) bool) func(*observe.Host) []Finding {
-	return eachNetns(func(_ *observe.Host, n *observe.Netns) []Finding {
+	return allTheTime(func(h *observe.Host, n *observe.Netns) []Finding {
 		p := bigPile(n, func(l *observe.Lasting) int {
 			if !in(l.State) {
 				return 0
@@ -186,19 +212,28 @@ func findStalled(states string, in func(tracer.State) bool) func(*observe.Host) 
 			return nil
 		}
 		f := p.finding("sockets in " + states + " whose peers acknowledge nothing")
+		if _, most := biggest(p.peers); most < stalledOfPeer && !p.isNotable(h, n) {
+			f.Severity = Info
+		}
 		f.Facts = append(f.Facts, []Fact{
 			{"stalled", p.sum.Stalled}, {"without_process", p.orphans},
 			{"unsent_data", p.sum.Unsent}, {"retransmitted", p.sum.Retransmitted},
 		}...)
-		retries, known := n.Sysctls.Int("net.ipv4.tcp_orphan_retries")
-		if known {
+		if retries, known := n.Sysctls.Int("net.ipv4.tcp_orphan_retries"); known {
 			f.Facts = append(f.Facts, Fact{"tcp_orphan_retries", int(retries)})
 		}
-		if p.orphans == 0 || retries > 0 && retries <= 6 {
+		if p.orphans == 0 || p.sum.Retransmitted == 0 || fewOrphanRetries(n) {
 			f.Sysctls = []Setting{}
 		}
 		return []Finding{f}
 	})
+}
+
+// isNotable reports whether scattered sockets are many beside those that are open, or
+// that there may be.
+func (p *pile) isNotable(h *observe.Host, n *observe.Netns) bool {
+	established, limit := n.States[tracer.StateEstablished], h.Memory.MaxOrphans
+	return uint64(p.count)*notable >= established || limit > 0 && uint64(p.orphans)*notable >= limit
 }
 
 // bigPile returns the sockets that a rule counts, if so many are one peer's, or there are

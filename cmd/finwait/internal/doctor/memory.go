@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -23,13 +24,13 @@ var tcpMemory = &Rule{
 	Title: "TCP's memory is near its limit",
 	Worst: Critical,
 	When: `the memory of TCP's buffers is above the second number of net.ipv4.tcp_mem (pressure), or TCPMemoryPressures has
-		grown while the host was watched. It is critical above nine tenths of the third number; if a connection was reset
-		for lack of memory (or TCPAbortOnMemory has grown and orphans are not near their limit, which it counts too); and if
-		data that came was dropped (TCPRcvQDrop) above the second number.`,
+		grown while the host was watched. It is critical above nine tenths of the third number, and if a connection was
+		reset for lack of memory (or TCPAbortOnMemory has grown and orphans are not near their limit, which it counts too). It
+		is a warning if a log tells of such resets.`,
 	Why: `Above the second number the kernel makes all windows of the host small, and every connection slow, until it is
-		below the first. At the third it
-		drops what comes and has no room for what is to be sent: connections stall until they time out, and closed ones are
-		reset. One process that does not read, or peers that do not, take the memory from all.`,
+		below the first. At the third it drops what comes (TCPRcvQDrop, which also counts what a single full socket drops) and
+		has no room for what is to be sent: connections stall until they time out, and closed ones are reset. One process
+		that does not read, or peers that do not, take the memory from all.`,
 	Application: []string{
 		"See who holds it (holders): unread data is of a process that does not read as fast as it gets, unsent data is for peers that do not.",
 		"Read, or close; limit what is written ahead to a peer that does not read (TCP_NOTSENT_LOWAT, a limit of the queue), and give up on those that never do (TCP_USER_TIMEOUT).",
@@ -72,7 +73,7 @@ func shortageOf(h *observe.Host) *shortage {
 		s.resets = n
 		s.facts = append(s.facts, Fact{"resets", n})
 	}
-	// Below the mark it is a single socket whose buffer is full.
+	// Below the mark it is a single socket whose buffer is full, and above it may be.
 	if n, known := countedOf(h, "TcpExt.TCPRcvQDrop"); known && s.above {
 		s.drops = n
 		s.facts = append(s.facts, Fact{"segments_dropped", n})
@@ -80,7 +81,26 @@ func shortageOf(h *observe.Host) *shortage {
 	return s
 }
 
-func (s *shortage) isCritical() bool { return s.nearMax || s.resets > 0 || s.drops > 0 }
+// severity says how bad it is. What was dropped may be a single socket's, whose buffer is
+// full: it makes nothing worse.
+func (s *shortage) severity(h *observe.Host) Severity {
+	switch {
+	case s.nearMax:
+		return Critical
+	case s.resets > 0:
+		return severityOfResets(h)
+	}
+	return Warning
+}
+
+// severityOfResets is that of connections that were reset for want of something: a log
+// may be of any length, and of another host.
+func severityOfResets(h *observe.Host) Severity {
+	if h.Traffic != nil && h.Traffic.Source == observe.SourceLog {
+		return Warning
+	}
+	return Critical
+}
 
 // resetFor returns how many connections were reset for that reason. If nobody saw it, and
 // guess says that it is this one, it is what the kernel has counted of both reasons for
@@ -111,13 +131,10 @@ func countedOf(h *observe.Host, name string) (sum uint64, known bool) {
 
 func findTCPMemory(h *observe.Host) []Finding {
 	s := shortageOf(h)
-	if !s.isCritical() && !s.above && s.pressures == 0 {
+	if !s.nearMax && !s.above && s.pressures == 0 && s.resets == 0 {
 		return nil
 	}
-	f := Finding{Severity: Warning, Subject: "TCP memory", Summary: s.says(&h.Memory), Facts: s.facts}
-	if s.isCritical() {
-		f.Severity = Critical
-	}
+	f := Finding{Severity: s.severity(h), Subject: "TCP memory", Summary: s.says(&h.Memory), Facts: s.facts, Sysctls: []Setting{}}
 	if holders := biggestHolders(h); holders != "" {
 		f.Facts = append(f.Facts, Fact{"holders", holders})
 	}
@@ -135,13 +152,13 @@ func (s *shortage) says(m *observe.Memory) string {
 			bytes(m.Pages*m.PageSize), bytes(m.PressurePages*m.PageSize), bytes(m.MaxPages*m.PageSize)))
 	}
 	if s.pressures > 0 {
-		says = append(says, fmt.Sprintf("it began to save memory %s times meanwhile", number(s.pressures)))
+		says = append(says, fmt.Sprintf("it began to save memory %s meanwhile", prose.Count(s.pressures, "time", "times")))
 	}
 	if s.resets > 0 {
-		says = append(says, fmt.Sprintf("%s connections were reset for lack of memory", number(s.resets)))
+		says = append(says, prose.Count(s.resets, "connection was", "connections were")+" reset for lack of memory")
 	}
 	if s.drops > 0 {
-		says = append(says, fmt.Sprintf("%s segments of data were dropped", number(s.drops)))
+		says = append(says, prose.Count(s.drops, "segment of data was", "segments of data were")+" dropped")
 	}
 	return strings.Join(says, "; ")
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 	"github.com/finwait/finwait/cmd/finwait/internal/procnet"
+	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -17,6 +18,12 @@ func memory(pages, orphans uint64, counted procnet.Counters) *observe.Host {
 	h := watched()
 	h.Namespaces[0].Counted = counted
 	h.Memory = observe.Memory{Pages: pages, PressurePages: 1000, MaxPages: 2000, PageSize: 4096, Orphans: orphans, MaxOrphans: 100}
+	return h
+}
+
+// logged has the same in a log.
+func logged(h *observe.Host) *observe.Host {
+	h.Traffic.Source = observe.SourceLog
 	return h
 }
 
@@ -44,7 +51,10 @@ var memoryTests = []struct {
 	{"nothing is known", &observe.Host{Memory: observe.Memory{Pages: 1 << 40, Orphans: 1 << 40}}, nil},
 	{"pressure that is over", memory(1, 0, procnet.Counters{"TcpExt.TCPMemoryPressures": 1}), []string{"tcp-memory warning"}},
 	{"drops without pressure", memory(1000, 0, procnet.Counters{"TcpExt.TCPRcvQDrop": 1000}), nil},
-	{"drops under pressure", memory(1001, 0, procnet.Counters{"TcpExt.TCPRcvQDrop": 1}), []string{"tcp-memory critical"}},
+	{"drops under pressure", memory(1001, 0, procnet.Counters{"TcpExt.TCPRcvQDrop": 1}), []string{"tcp-memory warning"}},
+	{"reset for memory in a log", logged(ended(memory(1, 0, nil), tracer.ReasonRSTSentMemory)), []string{"tcp-memory warning"}},
+	{"reset for memory in a log, and little left", logged(ended(memory(1801, 0, nil), tracer.ReasonRSTSentMemory)), []string{"tcp-memory critical"}},
+	{"reset for orphans in a log", logged(ended(&observe.Host{}, tracer.ReasonRSTSentOrphanLimit)), []string{"orphan-limit warning"}},
 	{"reset for memory", ended(memory(1, 0, nil), tracer.ReasonRSTSentMemory), []string{"tcp-memory critical"}},
 	{"reset for memory, counted", memory(1, 50, procnet.Counters{"TcpExt.TCPAbortOnMemory": 1}), []string{"tcp-memory critical"}},
 
@@ -59,6 +69,19 @@ func TestMemoryRules(t *testing.T) {
 		t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
 			qt.Check(t, qt.DeepEquals(brief(judge(t, tt.host)), tt.want))
 		})
+	}
+}
+
+// Of a host that nobody has looked at the limits are not known, and none is proposed.
+func TestLogHasNoLimits(t *testing.T) {
+	for reason, summary := range map[tracer.Reason]string{
+		tracer.ReasonRSTSentMemory:      "1 connection was reset for lack of memory",
+		tracer.ReasonRSTSentOrphanLimit: "1 connection was reset because there were too many",
+	} {
+		all := judge(t, logged(ended(&observe.Host{}, reason)))
+		qt.Assert(t, qt.HasLen(all, 1))
+		qt.Check(t, qt.HasLen(all[0].Settings(), 0))
+		qt.Check(t, qt.Equals(all[0].Summary, summary))
 	}
 }
 
@@ -87,5 +110,13 @@ func TestOrphanFacts(t *testing.T) {
 	all := judge(t, h)
 	qt.Assert(t, qt.HasLen(all, 1))
 	qt.Check(t, qt.Equals(valueOf(t, &all[0], "biggest_peers").(string), "198.51.0.2 (10), 198.51.0.1 (7)"))
+	qt.Check(t, qt.Equals(all[0].Settings()[0], orphanRetries))
 	qt.Check(t, qt.Equals(all[0].Settings()[1].Line, "net.ipv4.tcp_max_orphans = 200"))
+
+	// There are as few retries as it would set.
+	h.Namespaces[0].Sysctls = sysctl.Values{"net.ipv4.tcp_orphan_retries": "3"}
+	all = judge(t, h)
+	qt.Assert(t, qt.HasLen(all, 1))
+	qt.Assert(t, qt.HasLen(all[0].Settings(), 1))
+	qt.Check(t, qt.Equals(all[0].Settings()[0].Line, "net.ipv4.tcp_max_orphans = 200"))
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -17,9 +18,10 @@ var orphanLimit = &Rule{
 	Worst: Critical,
 	When: `there are more than half of net.ipv4.tcp_max_orphans sockets that no process holds and that are not mini-sockets.
 		It is critical if connections were reset for that while the host was watched (if nobody could see them end: if
-		TCPAbortOnMemory has grown, which counts lack of memory too).`,
-	Why: `An orphan has been closed and has something left to send: it is in FIN_WAIT1, CLOSING or LAST_ACK, or in FIN_WAIT2
-		for longer than a minute. Beyond the limit the kernel resets them, so the end of what their peers were to get is
+		TCPAbortOnMemory has grown, which counts lack of memory too), and a warning if a log tells of such resets.`,
+	Why: `An orphan has been closed and has something left to send: it is in FIN_WAIT1, CLOSING or LAST_ACK. (One in
+		FIN_WAIT2 is a mini-socket, unless net.ipv4.tcp_fin_timeout or TCP_LINGER2 is above 60 seconds, and then only for what
+		that is more.) Beyond the limit the kernel resets them, so the end of what their peers were to get is
 		lost. Those that have sent nothing for some minutes, or have met an ICMP error, it resets from half of the limit on,
 		and those with both from a quarter.`,
 	Application: []string{
@@ -51,19 +53,22 @@ func findOrphanLimit(h *observe.Host) []Finding {
 	if refused == 0 && !nearOrphanLimit(h) {
 		return nil
 	}
-	f := Finding{Severity: Warning, Subject: "orphans"}
+	f := Finding{Severity: Warning, Subject: "orphans", Sysctls: []Setting{}}
 	var says []string
 	if m.PageSize > 0 && m.MaxOrphans > 0 {
 		f.Facts = append(f.Facts, Fact{"orphans", m.Orphans}, Fact{"tcp_max_orphans", m.MaxOrphans})
 		says = append(says, fmt.Sprintf("%s closed sockets have something left to do, of %s that there may be", number(m.Orphans), number(m.MaxOrphans)))
-		f.Sysctls = []Setting{orphanRetries, {fmt.Sprintf("net.ipv4.tcp_max_orphans = %d", 2*m.MaxOrphans), maxOrphansNote}}
+		if len(h.Namespaces) > 0 && !fewOrphanRetries(&h.Namespaces[0]) { // the host's own is the first
+			f.Sysctls = append(f.Sysctls, orphanRetries)
+		}
+		f.Sysctls = append(f.Sysctls, Setting{fmt.Sprintf("net.ipv4.tcp_max_orphans = %d", 2*m.MaxOrphans), maxOrphansNote})
 	}
 	if known {
 		f.Facts = append(f.Facts, Fact{"resets", refused})
 	}
 	if refused > 0 {
-		f.Severity = Critical
-		says = append(says, number(refused)+" connections were reset because there were too many")
+		f.Severity = severityOfResets(h)
+		says = append(says, prose.Count(refused, "connection was", "connections were")+" reset because there were too many")
 	}
 	if peers := orphansByPeer(h); len(peers) > 0 {
 		f.Facts = append(f.Facts, Fact{"biggest_peers", listBiggest(peers)})

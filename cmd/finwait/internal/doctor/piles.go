@@ -109,14 +109,12 @@ func (k pileKey) subject() string {
 	return "an unknown process that has connected to " + k.remote.String()
 }
 
-func processName(p observe.Process) string { return fmt.Sprintf("%s (%d)", p.Comm, p.PID) }
-
-// facts are those of the process, if it is known.
-func (k pileKey) facts() []Fact {
-	if k.owner.PID == 0 {
-		return nil
+// processName names a process that is known, if only by its number.
+func processName(p observe.Process) string {
+	if p.Comm == "" {
+		return fmt.Sprintf("process %d", p.PID)
 	}
-	return []Fact{{"pid", uint64(k.owner.PID)}, {"comm", k.owner.Comm}}
+	return fmt.Sprintf("%s (%d)", p.Comm, p.PID)
 }
 
 // biggest returns the name that has the most, and how many.
@@ -149,8 +147,7 @@ func listBiggest(counts map[string]int) string {
 // that stands for the others.
 const handful = 5
 
-// fold has one finding stand for those beyond a handful, the first of which are the
-// biggest. of says what their subjects are: "processes".
+// fold has one finding stand for those beyond a handful. The first are those to show. of says what their subjects are: "processes".
 func fold(all []Finding, of string) []Finding {
 	if len(all) <= handful+1 {
 		return all
@@ -160,6 +157,7 @@ func fold(all []Finding, of string) []Finding {
 		Summary: fmt.Sprintf("the same is true of %d other %s", len(all)-handful, of),
 		Facts:   []Fact{{"others", len(all) - handful}},
 		Netns:   all[handful].Netns,
+		Sysctls: []Setting{}, // those of the others do
 	}
 	for _, f := range all[handful:] {
 		rest.Severity = max(rest.Severity, f.Severity)

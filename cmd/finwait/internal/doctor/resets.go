@@ -1,8 +1,6 @@
 package doctor
 
 import (
-	"fmt"
-
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 	"github.com/finwait/finwait/tracer"
 )
@@ -22,8 +20,9 @@ var rstUnreadData = &Rule{
 	Title: "A process closes connections with data that it has not read",
 	Worst: Warning,
 	When: `at least 10 connections of a process, and one in a hundred of those that ended while the host was watched, were
-		reset because the process closed them with unread data. If nobody could see connections end: TCPAbortOnClose has
-		grown by at least 10, and one for a hundred connections that were opened in the network namespace.`,
+		reset because the process closed them with unread data. It is info if most of these are connections that the process
+		opened: crawlers and TLS clients do that as a rule. If nobody could see connections end: TCPAbortOnClose has grown by
+		at least 10, and one for a hundred connections that were opened in the network namespace.`,
 	Why: `The kernel then sends a reset instead of a FIN, to tell the peer that data was lost. It also drops what
 		the peer has not acknowledged yet, and the peer may lose what it has received and not read: the end of an answer
 		that was sent just before is missing, and the peer sees ECONNRESET.`,
@@ -39,7 +38,7 @@ var rstUnreadData = &Rule{
 	Check:      "nstat -az TcpExtTCPAbortOnClose no longer grows; finwait conns --reason rst_sent_unread_data.",
 	References: []string{"RFC 1122 section 4.2.2.13", "RFC 9293 section 3.6.1", "RFC 2525 section 2.17", "Documentation/networking/snmp_counter.rst: TcpExtTCPAbortOnClose"},
 	find: (&resetKind{
-		reason: tracer.ReasonRSTSentUnreadData, severity: Warning,
+		reason: tracer.ReasonRSTSentUnreadData, severity: Warning, clientSeverity: Info,
 		says:    "closed with data that was not read",
 		counter: "TCPAbortOnClose", counterSeverity: Warning,
 		counterSays: "connections closed with data that was not read",
@@ -65,7 +64,7 @@ var lingerZero = &Rule{
 	Check:      "nstat -az TcpExtTCPAbortOnData no longer grows; finwait conns --reason rst_sent_linger.",
 	References: []string{"RFC 9293 sections 3.6.1 and 3.10.5", "RFC 1337", "socket(7): SO_LINGER", "Documentation/networking/snmp_counter.rst: TcpExtTCPAbortOnData"},
 	find: (&resetKind{
-		reason: tracer.ReasonRSTSentLinger, severity: Warning,
+		reason: tracer.ReasonRSTSentLinger, severity: Warning, clientSeverity: Warning,
 		says:    "reset by close with SO_LINGER 0",
 		counter: "TCPAbortOnData", counterSeverity: Info,
 		counterSays: "connections reset by close with SO_LINGER 0, or by data that came after close: the counter does not tell which",
@@ -88,14 +87,15 @@ var lateData = &Rule{
 	Useless:    []string{"net.ipv4.tcp_fin_timeout: late data is answered by a reset in FIN_WAIT2 and after it."},
 	Check:      "finwait conns --reason rst_sent_late_data.",
 	References: []string{"RFC 1122 section 4.2.2.13", "RFC 9293 section 3.6.1"},
-	find:       (&resetKind{reason: tracer.ReasonRSTSentLateData, severity: Info, says: "reset because data came after close"}).find,
+	find:       (&resetKind{reason: tracer.ReasonRSTSentLateData, severity: Info, clientSeverity: Info, says: "reset because data came after close"}).find,
 }
 
 // resetKind is a reason for which this side resets connections.
 type resetKind struct {
-	reason   tracer.Reason
-	severity Severity
-	says     string // what was done to the connections
+	reason tracer.Reason
+	// clientSeverity is that of a process which has opened most of the connections itself.
+	severity, clientSeverity Severity
+	says                     string // what was done to the connections
 
 	// counter is the one of TcpExt that counts them, if there is one, and counterSays what
 	// it counts.
@@ -114,35 +114,47 @@ func (k *resetKind) find(h *observe.Host) []Finding {
 		a := accountOfAll(t)
 		if f, many := k.judge(t, a); many {
 			f.Subject = "all connections"
-			return []Finding{f}
+			return []Finding{f.Finding}
 		}
 		return nil
 	}
-	var all []Finding
+	var all []ranked
 	for _, a := range accounts(t, ofProcess) {
 		if f, many := k.judge(t, a); many {
-			f.Subject, f.Netns = a.subject(), netnsOf(h, a.netns)
+			f.Subject = a.subject()
 			f.Summary = a.subject() + ": " + f.Summary
+			place(h, &f.Finding, a.netns)
 			all = append(all, f)
 		}
 	}
-	return foldByNetns(all, "processes")
+	return foldByNetns(worstFirst(all), "processes")
 }
 
 // judge says whether there are many, and how many.
-func (k *resetKind) judge(t *observe.Traffic, a *account) (f Finding, many bool) {
+func (k *resetKind) judge(t *observe.Traffic, a *account) (f ranked, many bool) {
 	n, states := a.reset(k.reason, wasConnection)
-	if n < fewResets || percent(n, a.ended) < resetShare {
+	if !t.Enough(n, fewResets) || percent(n, a.ended) < resetShare {
 		return f, false
 	}
-	return Finding{
-		Severity: k.severity,
-		Summary:  fmt.Sprintf("%s connections %s", ratio(n, a.ended), k.says),
+	f = rankedResets(t, a, n, states)
+	f.Severity = k.severity
+	if a.clients[k.reason] > n/2 {
+		f.Severity = k.clientSeverity
+	}
+	f.Summary += " " + k.says
+	return f, true
+}
+
+// rankedResets is what there is to say of any resets. Those with the most come first.
+func rankedResets(t *observe.Traffic, a *account, n uint64, states map[string]int) ranked {
+	return ranked{Finding{
+		Severity: Info,
+		Summary:  roughly(t) + ratio(n, a.ended) + " connections",
 		Facts: append(a.facts(), []Fact{
 			{"resets", n}, {"resets_per_second", t.Rate(n)}, {"resets_percent", percent(n, a.ended)},
 			{"in_states", listBiggest(states)},
 		}...),
-	}, true
+	}, n}
 }
 
 // findCounted goes by the kernel's counter.
@@ -175,7 +187,8 @@ var peerResets = &Rule{
 	When: `at least 20 connections with one service, and one in ten of those that ended while the host was watched, were
 		reset by the peer when they were open, or being closed.`,
 	Why: `A reset drops what is under way, and the process sees ECONNRESET or EPIPE. In ESTABLISHED it comes to an open
-		connection; in FIN_WAIT1, FIN_WAIT2 and LAST_ACK this side had closed or shut down already. It is usual for health checks and for clients that leave.`,
+		connection; in FIN_WAIT1, FIN_WAIT2 and LAST_ACK this side had closed or shut down already. It is usual for health
+		checks and for clients that leave.`,
 	Application: []string{
 		"See which peers do it (finwait conns --reason rst_received), and look there: on a host with finwait, the other end says why.",
 		"Health checks that connect and reset: let them send a request and close, or leave it at that.",
@@ -191,17 +204,18 @@ var peerResets = &Rule{
 	find:       findPeerResets,
 }
 
-func findPeerResets(h *observe.Host) (all []Finding) {
+func findPeerResets(h *observe.Host) []Finding {
 	if h.Traffic == nil {
 		return nil
 	}
 	if h.Traffic.Flows == nil {
 		if f, many := judgePeerResets(h.Traffic, accountOfAll(h.Traffic)); many {
 			f.Subject = "all connections"
-			return []Finding{f}
+			return []Finding{f.Finding}
 		}
 		return nil
 	}
+	var all []ranked
 	for _, a := range accounts(h.Traffic, ofService) {
 		f, many := judgePeerResets(h.Traffic, a)
 		if !many {
@@ -218,25 +232,20 @@ func findPeerResets(h *observe.Host) (all []Finding) {
 			f.Subject = "connections that were open before"
 			f.Summary += ": such as were open before"
 		}
-		f.Netns = netnsOf(h, a.netns)
+		place(h, &f.Finding, a.netns)
 		all = append(all, f)
 	}
-	return foldByNetns(all, "services")
+	return foldByNetns(worstFirst(all), "services")
 }
 
-func judgePeerResets(t *observe.Traffic, a *account) (f Finding, many bool) {
+func judgePeerResets(t *observe.Traffic, a *account) (f ranked, many bool) {
 	n, states := a.reset(tracer.ReasonRSTReceived, func(old tracer.State) bool {
 		return wasConnection(old) && old != tracer.StateSynRecv && old != tracer.StateTimeWait
 	})
-	if n < fewPeerResets || percent(n, a.ended) < peerResetShare {
+	if !t.Enough(n, fewPeerResets) || percent(n, a.ended) < peerResetShare {
 		return f, false
 	}
-	return Finding{
-		Severity: Info,
-		Summary:  ratio(n, a.ended) + " connections were reset by the peer",
-		Facts: append(a.facts(), []Fact{
-			{"resets", n}, {"resets_per_second", t.Rate(n)}, {"resets_percent", percent(n, a.ended)},
-			{"in_states", listBiggest(states)},
-		}...),
-	}, true
+	f = rankedResets(t, a, n, states)
+	f.Summary += " were reset by the peer"
+	return f, true
 }

@@ -64,6 +64,19 @@ func counted(c procnet.Counters) *observe.Host {
 	return h
 }
 
+// asClient has the same connections opened by the process.
+func asClient(f observe.Flow) observe.Flow {
+	f.Role, f.Service = tracer.RoleClient, elsewhere
+	return f
+}
+
+// sampled has one of so many recorded.
+func sampled(weight uint64, flows ...observe.Flow) *observe.Host {
+	h := saw(flows...)
+	h.Traffic.Source, h.Traffic.Estimated, h.Traffic.Weight = observe.SourceLog, true, weight
+	return h
+}
+
 func changed(f observe.Flow, change func(*observe.Flow)) observe.Flow {
 	change(&f)
 	return f
@@ -77,6 +90,15 @@ var resetTests = []struct {
 	want []string
 }{
 	{"no flows", saw(), nil},
+	{"many clients closed with unread data", saw(asClient(flow(leaker, unread, 10, 990))), []string{"rst-unread-data info"}},
+	{"clients and as many servers closed with unread data", saw(asClient(flow(leaker, unread, 10, 0)), flow(leaker, unread, 10, 0)),
+		[]string{"rst-unread-data warning"}},
+	{"more clients than servers closed with unread data", saw(asClient(flow(leaker, unread, 11, 0)), flow(leaker, unread, 10, 0)),
+		[]string{"rst-unread-data info"}},
+	{"many clients reset by SO_LINGER", saw(asClient(flow(leaker, byZero, 10, 990))), []string{"linger-zero warning"}},
+	{"many in a sample", sampled(10, flow(leaker, unread, 100, 0)), []string{"rst-unread-data warning"}},
+	{"a few in a sample", sampled(10, flow(leaker, unread, 99, 0)), nil},
+	{"a few resets by peers in a sample", sampled(10, flow(leaker, byPeer, 199, 0)), nil},
 	{"a few closed with unread data", saw(flow(leaker, unread, 9, 0)), nil},
 	{"many closed with unread data", saw(flow(leaker, unread, 10, 990)), []string{"rst-unread-data warning"}},
 	{"a small share closed with unread data", saw(flow(leaker, unread, 10, 991)), nil},
@@ -163,6 +185,35 @@ func TestResetsInLog(t *testing.T) {
 	all := judge(t, h)
 	qt.Assert(t, qt.HasLen(all, 1))
 	qt.Check(t, qt.IsNil(all[0].Netns))
+	qt.Check(t, qt.Equals(valueOf(t, &all[0], "netns"), any(uint64(5))))
+	qt.Check(t, qt.Equals(all[0].Summary, "netns 5: "+hostile+" (23): 23 of 23 (100 %) connections closed with data that was not read"))
+
+	// The same goes for one that is gone.
+	h = saw(flow(leaker, byPeer, 23, 0), dwelt(23, 2*time.Second))
+	h.Traffic.Source, h.Namespaces[0].Inode = observe.SourceLog, 7
+	all = judge(t, h)
+	qt.Assert(t, qt.DeepEquals(brief(all), []string{"slow-close info", "peer-resets info"}))
+	for _, f := range all {
+		qt.Check(t, qt.Equals(valueOf(t, &f, "netns"), any(uint64(5))))
+	}
+}
+
+// Those that have reset the most come first, whoever has the most connections.
+func TestResetsFolded(t *testing.T) {
+	var flows []observe.Flow
+	for i := range uint64(23) {
+		flows = append(flows, flow(observe.Process{PID: uint32(100 + i), Comm: "x"}, unread, 10+i, 500-20*i))
+	}
+	all := judge(t, saw(flows...))
+	qt.Assert(t, qt.HasLen(all, handful+1))
+	qt.Check(t, qt.Equals(all[0].Subject, "x (122)"))
+	qt.Check(t, qt.Equals(all[handful-1].Subject, "x (118)"))
+}
+
+func TestSampledResets(t *testing.T) {
+	all := judge(t, sampled(10, flow(leaker, unread, 200, 300)))
+	qt.Assert(t, qt.HasLen(all, 1))
+	qt.Check(t, qt.Equals(all[0].Summary, hostile+" (23): about 200 of 500 (40 %) connections closed with data that was not read"))
 }
 
 func TestPeerResetsName(t *testing.T) {
