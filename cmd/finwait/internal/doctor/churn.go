@@ -16,8 +16,6 @@ const (
 	// churnShare is the share of the ports from which they are, and churnShareReused the
 	// same where ports are used again after a second and nothing leaves the host.
 	churnShare, churnShareReused = 0.2, 0.5
-	// mostChurn is how many findings there are at most in a network namespace.
-	mostChurn = 3
 )
 
 var clientChurn = &Rule{
@@ -26,7 +24,8 @@ var clientChurn = &Rule{
 	Worst: Info,
 	When: `a process, or several of one name, open 50 connections a second or more to one address and port, close them first, and
 		so hold a fifth of the local ports that there are towards it; half of them if it is on loopback and connect takes over
-		ports in TIME_WAIT (net.ipv4.tcp_tw_reuse).`,
+		ports in TIME_WAIT (net.ipv4.tcp_tw_reuse). It is not said of a destination that port-exhaustion names. Not being of
+		this time, a log does not count: sockets show it then.`,
 	Why: `Each connection costs a handshake of a round trip, and another one or two with TLS, begins with a small congestion
 		window, and leaves its port in TIME_WAIT. What that holds is connections per second times 60, or times the second
 		after which the port can be taken over. It works until the load is a few times what it is now: then ports run out
@@ -68,20 +67,24 @@ func findClientChurn(h *observe.Host, n *observe.Netns) []Finding {
 	for i := range n.Outgoing {
 		sources[n.Outgoing[i].Remote]++
 	}
+	scarce := map[netip.AddrPort]bool{}
+	for _, s := range scarcitiesOf(h, n, &pool, connectsFailed(h, n)) {
+		scarce[s.Remote] = true
+	}
 	var all []Finding
 	for _, c := range clientsOf(h, n, &pool) {
 		ports := pool.size() * max(1, sources[c.to]) // each source address has them all
-		if f, ok := c.finding(n, ports); ok && len(all) < mostChurn {
+		if f, ok := c.finding(n, ports); ok && !scarce[c.to] {
 			all = append(all, f)
 		}
 	}
-	return all
+	return fold(all, "clients")
 }
 
 // clientsOf returns who connects from a network namespace, those that do so most first.
 func clientsOf(h *observe.Host, n *observe.Netns, pool *portPool) []*client {
 	var all []*client
-	if h.Traffic != nil && h.Traffic.Flows != nil {
+	if flowsNow(h) != nil {
 		all = clientsOfFlows(h.Traffic, n)
 	} else {
 		all = clientsOfPorts(h, n, pool)
@@ -113,7 +116,7 @@ func clientsOfFlows(t *observe.Traffic, n *observe.Netns) (all []*client) {
 		}
 		c.opened += t.Rate(f.Opened)
 		c.closing += t.Rate(f.TimeWait)
-		c.handshake.Merge(&f.SynSent)
+		c.handshake.Merge(&f.Handshake)
 		c.processes++
 		if f.Opened >= c.mostly {
 			c.first, c.mostly = f.Owner, f.Opened
@@ -165,7 +168,8 @@ func (c *client) finding(n *observe.Netns, ports int) (f Finding, ok bool) {
 	if c.processes > 1 && c.first.PID != 0 {
 		f.Facts = append(f.Facts, Fact{"processes", c.processes})
 	}
-	return withOwner(f, c.first), true
+	f.Facts = append(f.Facts, processFacts(c.first)...)
+	return f, true
 }
 
 // name is who connects, as far as that is known.
@@ -176,5 +180,5 @@ func (c *client) name() string {
 	case c.processes > 1:
 		return fmt.Sprintf("%s (%d processes)", c.first.Comm, c.processes)
 	}
-	return clientName(c.first)
+	return processName(c.first)
 }

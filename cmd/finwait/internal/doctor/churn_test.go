@@ -21,6 +21,7 @@ func opening(pid uint32, comm string, to netip.AddrPort, perSecond uint64) obser
 	}
 	for range f.Opened {
 		f.SynSent.Add(20 * time.Millisecond)
+		f.Handshake.Add(20 * time.Millisecond)
 	}
 	return f
 }
@@ -92,6 +93,35 @@ func TestClientChurn(t *testing.T) {
 				h.Namespaces[0].Outgoing = []observe.Outgoing{{Local: awayFrom, Remote: awayTo, Open: 930, New: 930}}
 			},
 		},
+		// What failed is in SYN_SENT for as long as connect tries, and is no handshake.
+		{
+			name: "many that fail", flows: []observe.Flow{opening(7, "app", awayTo, 93)},
+			change: func(h *observe.Host) {
+				for range 5000 {
+					h.Traffic.Flows[0].SynSent.Add(time.Minute)
+				}
+			},
+			want: "app (7) opens 93", held: 5673,
+		},
+		// What ports run out for is said by another rule, and said there.
+		{
+			name: "ports run out", flows: []observe.Flow{opening(7, "app", awayTo, 93)},
+			change: func(h *observe.Host) {
+				h.Namespaces[0].Outgoing = []observe.Outgoing{{Local: awayFrom, Remote: awayTo, Open: 28_000, Before: 28_000}}
+			},
+		},
+		{
+			name: "ports run out elsewhere", flows: []observe.Flow{opening(7, "app", awayTo, 93)},
+			change: func(h *observe.Host) {
+				h.Namespaces[0].Outgoing = []observe.Outgoing{{Local: awayFrom, Remote: loopback, Open: 28_000, Before: 28_000}}
+			},
+			want: "app (7) opens 93", held: 5673,
+		},
+		// A log may be of last week.
+		{
+			name: "log", flows: []observe.Flow{opening(7, "app", awayTo, 1000)},
+			change: func(h *observe.Host) { h.Traffic.Source = observe.SourceLog },
+		},
 		{name: "agent", change: func(h *observe.Host) { h.Traffic = &observe.Traffic{Opened: 1e6} }},
 	} {
 		t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
@@ -128,7 +158,8 @@ func TestClientChurnIsFew(t *testing.T) {
 		withFlow(h, opening(7, "app", netip.AddrPortFrom(awayTo.Addr(), uint16(1+i)), uint64(100+i)))
 	}
 	found := findClientChurn(h, &h.Namespaces[0])
-	qt.Assert(t, qt.HasLen(found, mostChurn))
-	qt.Check(t, qt.IsTrue(slices.IsSortedFunc(found, func(a, b Finding) int { return strings.Compare(b.Subject, a.Subject) })))
+	qt.Assert(t, qt.HasLen(found, handful+1))
+	qt.Check(t, qt.IsTrue(slices.IsSortedFunc(found[:handful], func(a, b Finding) int { return strings.Compare(b.Subject, a.Subject) })))
 	qt.Check(t, qt.Equals(found[0].Subject, "app (7) to 192.0.2.2:23"))
+	qt.Check(t, qt.Equals(found[handful].Summary, "the same is true of 18 other clients"))
 }

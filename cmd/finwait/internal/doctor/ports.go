@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
@@ -28,8 +29,6 @@ const (
 	starvedFrom = 0.5
 	// boundFrom is the same of ports that have any socket, wherever it goes.
 	boundFrom = 0.95
-	// mostPortFindings is how many there are at most in a network namespace.
-	mostPortFindings = 4
 )
 
 var portExhaustion = &Rule{
@@ -99,10 +98,19 @@ func findPortExhaustion(h *observe.Host, n *observe.Netns) []Finding {
 		return nil
 	}
 	failed := connectsFailed(h, n)
+	var findings []Finding
+	for _, s := range scarcitiesOf(h, n, &pool, failed) {
+		findings = append(findings, s.finding(h, n))
+	}
+	return append(fold(findings, "destinations"), findBound(n, &pool, failed)...)
+}
+
+// scarcitiesOf returns where ports are scarce, the worst first. It takes what has failed
+// there out of failed, which is nil if that was not seen.
+func scarcitiesOf(h *observe.Host, n *observe.Netns, pool *portPool, failed map[netip.AddrPort]failures) (all []scarcity) {
 	seen := failed != nil
-	var all []scarcity
 	for i := range n.Outgoing {
-		u, ok := portUseOf(h, n, &pool, &n.Outgoing[i])
+		u, ok := portUseOf(h, n, pool, &n.Outgoing[i])
 		if !ok {
 			continue
 		}
@@ -118,7 +126,7 @@ func findPortExhaustion(h *observe.Host, n *observe.Netns) []Finding {
 	slices.SortStableFunc(all, func(a, b scarcity) int {
 		return cmp.Or(cmp.Compare(b.severity, a.severity), cmp.Compare(a.left(), b.left()))
 	})
-	return append(portFindings(h, n, all), findBound(n, &pool, failed)...)
+	return all
 }
 
 // judge says whether ports are scarce, and how bad it is.
@@ -135,20 +143,6 @@ func (s *scarcity) judge(h *observe.Host) bool {
 		return false
 	}
 	return true
-}
-
-// portFindings returns the worst as findings, of which the last says how many more there
-// are.
-func portFindings(h *observe.Host, n *observe.Netns, all []scarcity) (findings []Finding) {
-	for i := range all[:min(len(all), mostPortFindings)] {
-		findings = append(findings, all[i].finding(h, n))
-	}
-	if more := len(all) - len(findings); more > 0 {
-		last := &findings[len(findings)-1]
-		last.Facts = append(last.Facts, Fact{"more_destinations", more})
-		last.Summary += fmt.Sprintf("; so it is with %d more", more)
-	}
-	return findings
 }
 
 func (s *scarcity) finding(h *observe.Host, n *observe.Netns) Finding {
@@ -175,7 +169,8 @@ func (s *scarcity) finding(h *observe.Host, n *observe.Netns) Finding {
 	if s.failuresKnown {
 		f.Facts = append(f.Facts, Fact{"connects_failed", s.failed.count})
 	}
-	return withOwner(f, s.Owner)
+	f.Facts = append(f.Facts, processFacts(s.Owner)...)
+	return f
 }
 
 func (s *scarcity) summary() string {
@@ -185,7 +180,7 @@ func (s *scarcity) summary() string {
 	}
 	switch {
 	case s.failed.count > 0:
-		text += fmt.Sprintf("; %s connects have failed for want of a port", number(s.failed.count))
+		text += "; " + connectsHave(s.failed.count) + " failed for want of a port"
 	case s.left() == 0:
 		text += "; none is left"
 	case s.forecast && s.runsOut < soon:
@@ -194,28 +189,16 @@ func (s *scarcity) summary() string {
 	return text + openedBy(s.Owner)
 }
 
+// connectsHave begins a sentence about connects that failed.
+func connectsHave(failed uint64) string { return prose.Count(failed, "connect has", "connects have") }
+
 // openedBy ends a sentence about connections with the process that holds the most of
 // them.
 func openedBy(p observe.Process) string {
 	if p.PID == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; most are of %s", clientName(p))
-}
-
-func clientName(p observe.Process) string {
-	if p.Comm == "" {
-		return fmt.Sprintf("process %d", p.PID)
-	}
-	return fmt.Sprintf("%s (%d)", p.Comm, p.PID)
-}
-
-// withOwner adds the process that holds the sockets, if it is known.
-func withOwner(f Finding, p observe.Process) Finding {
-	if p.PID != 0 {
-		f.Facts = append(f.Facts, Fact{"pid", int(p.PID)}, Fact{"comm", p.Comm})
-	}
-	return f
+	return "; most are of " + processName(p)
 }
 
 // findBound returns where connects failed although connections there have few ports: if
@@ -244,16 +227,17 @@ func findBound(n *observe.Netns, pool *portPool, failed map[netip.AddrPort]failu
 	f := Finding{
 		Severity: Critical,
 		Subject:  "any to " + worst.String(),
-		Summary: fmt.Sprintf("%s connects have failed for want of a port, while %s of %s ports have a socket: it seems that they are bound "+
+		Summary: fmt.Sprintf("%s failed for want of a port, while %s of %s ports have a socket: it seems that they are bound "+
 			"before connect, without IP_BIND_ADDRESS_NO_PORT%s",
-			number(total), number(uint64(used)), number(uint64(pool.size())), openedBy(failed[worst].owner)),
+			connectsHave(total), number(uint64(used)), number(uint64(pool.size())), openedBy(failed[worst].owner)),
 		Facts: []Fact{
 			{"ports_in_range", pool.inRange()}, {"ports_reserved", pool.numReserved}, {"ports_listening", pool.numListening},
 			{"ports_used", used}, {"connects_failed", total}, {"destinations", len(failed)},
 		},
 		Sysctls: rangeSettings(pool),
 	}
-	return []Finding{withOwner(f, failed[worst].owner)}
+	f.Facts = append(f.Facts, processFacts(failed[worst].owner)...)
+	return []Finding{f}
 }
 
 // portSettings returns the settings that help a namespace that is short of ports.

@@ -208,12 +208,13 @@ type failures struct {
 // connectsFailed returns how many connects of that network namespace failed within the
 // kernel, by where they went. It is nil if that was not seen.
 func connectsFailed(h *observe.Host, n *observe.Netns) map[netip.AddrPort]failures {
-	if h.Traffic == nil || h.Traffic.Flows == nil {
+	flows := flowsNow(h)
+	if flows == nil {
 		return nil
 	}
 	all := map[netip.AddrPort]failures{}
-	for i := range h.Traffic.Flows {
-		f := &h.Traffic.Flows[i]
+	for i := range flows {
+		f := &flows[i]
 		if f.Netns != n.Inode {
 			continue
 		}
