@@ -23,8 +23,8 @@ var tcpMemory = &Rule{
 	ID:    "tcp-memory",
 	Title: "TCP's memory is near its limit",
 	Worst: Critical,
-	When: `the memory of TCP's buffers is above the second number of net.ipv4.tcp_mem (pressure), or TCPMemoryPressures has
-		grown while the host was watched. It is critical above nine tenths of the third number, and if a connection was
+	When: `the memory of TCP's buffers is above the second number of net.ipv4.tcp_mem (pressure), or has been and is not yet
+		below the first, or TCPMemoryPressures has grown while the host was watched. It is critical above nine tenths of the third number, and if a connection was
 		reset for lack of memory (or TCPAbortOnMemory has grown and orphans are not near their limit, which it counts too). It
 		is a warning if a log tells of such resets.`,
 	Why: `Above the second number the kernel makes all windows of the host small, and every connection slow, until it is
@@ -49,7 +49,9 @@ var tcpMemory = &Rule{
 
 // shortage is what tells that TCP has too little memory.
 type shortage struct {
-	above, nearMax bool
+	// above tells that more than the second number of tcp_mem is in use, saving that it was
+	// and that the kernel still saves memory.
+	above, saving, nearMax bool
 	// What is not known is 0; facts has what is.
 	resets, pressures, drops uint64
 	facts                    []Fact
@@ -58,6 +60,7 @@ type shortage struct {
 func shortageOf(h *observe.Host) *shortage {
 	s := &shortage{}
 	if m := &h.Memory; m.PageSize > 0 {
+		s.saving = m.Pressure
 		s.above = m.PressurePages > 0 && m.Pages > m.PressurePages
 		s.nearMax = m.MaxPages > 0 && float64(m.Pages) > nearMaxMemory*float64(m.MaxPages)
 		s.facts = append(s.facts, Fact{"memory_bytes", m.Pages * m.PageSize})
@@ -131,7 +134,7 @@ func countedOf(h *observe.Host, name string) (sum uint64, known bool) {
 
 func findTCPMemory(h *observe.Host) []Finding {
 	s := shortageOf(h)
-	if !s.nearMax && !s.above && s.pressures == 0 && s.resets == 0 {
+	if !s.nearMax && !s.above && !s.saving && s.pressures == 0 && s.resets == 0 {
 		return nil
 	}
 	f := Finding{Severity: s.severity(h), Subject: "TCP memory", Summary: s.says(&h.Memory), Facts: s.facts, Sysctls: []Setting{}}
@@ -150,6 +153,9 @@ func (s *shortage) says(m *observe.Memory) string {
 	if m.PageSize > 0 && m.PressurePages > 0 && m.MaxPages > 0 {
 		says = append(says, fmt.Sprintf("TCP's buffers have %s; it saves memory from %s on, and may have %s",
 			bytes(m.Pages*m.PageSize), bytes(m.PressurePages*m.PageSize), bytes(m.MaxPages*m.PageSize)))
+	}
+	if s.saving && !s.above {
+		says = append(says, "it still saves memory, having had more")
 	}
 	if s.pressures > 0 {
 		says = append(says, fmt.Sprintf("it began to save memory %s meanwhile", prose.Count(s.pressures, "time", "times")))

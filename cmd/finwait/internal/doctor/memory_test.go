@@ -33,6 +33,11 @@ func ended(h *observe.Host, reason tracer.Reason) *observe.Host {
 	return h
 }
 
+func saving(h *observe.Host) *observe.Host {
+	h.Memory.Pressure = true
+	return h
+}
+
 func unknownLimits(h *observe.Host) *observe.Host {
 	h.Memory.PressurePages, h.Memory.MaxPages, h.Memory.MaxOrphans = 0, 0, 0
 	return h
@@ -50,6 +55,7 @@ var memoryTests = []struct {
 	{"limits are not known", unknownLimits(memory(1<<40, 1<<40, nil)), nil},
 	{"nothing is known", &observe.Host{Memory: observe.Memory{Pages: 1 << 40, Orphans: 1 << 40}}, nil},
 	{"pressure that is over", memory(1, 0, procnet.Counters{"TcpExt.TCPMemoryPressures": 1}), []string{"tcp-memory warning"}},
+	{"pressure that goes on", saving(memory(900, 0, nil)), []string{"tcp-memory warning"}},
 	{"drops without pressure", memory(1000, 0, procnet.Counters{"TcpExt.TCPRcvQDrop": 1000}), nil},
 	{"drops under pressure", memory(1001, 0, procnet.Counters{"TcpExt.TCPRcvQDrop": 1}), []string{"tcp-memory warning"}},
 	{"reset for memory in a log", logged(ended(memory(1, 0, nil), tracer.ReasonRSTSentMemory)), []string{"tcp-memory warning"}},
@@ -102,6 +108,12 @@ func TestMemoryFacts(t *testing.T) {
 	qt.Check(t, qt.Equals(f.Settings()[0].Line, "net.ipv4.tcp_mem = 1500 2000 4000"))
 	qt.Check(t, qt.IsFalse(hasFact(f, "pressures"))) // nobody counted them
 	qt.Check(t, qt.IsFalse(hasFact(f, "resets")))
+}
+
+func TestMemoryStillSaved(t *testing.T) {
+	all := judge(t, saving(memory(900, 0, nil)))
+	qt.Assert(t, qt.HasLen(all, 1))
+	qt.Check(t, qt.Equals(all[0].Summary, "TCP's buffers have 3.7 MB; it saves memory from 4.1 MB on, and may have 8.2 MB; it still saves memory, having had more"))
 }
 
 func TestOrphanFacts(t *testing.T) {

@@ -75,6 +75,9 @@ type Memory struct {
 	// second and third number of net.ipv4.tcp_mem, in pages of PageSize bytes.
 	Pages, PressurePages, MaxPages uint64
 	PageSize                       uint64
+	// Pressure tells that the kernel is known to save TCP's memory: it goes on to until
+	// Pages is below the first number.
+	Pressure bool
 	// Orphans is the number of full sockets that no process holds, MaxOrphans how many
 	// there may be (net.ipv4.tcp_max_orphans).
 	Orphans, MaxOrphans uint64

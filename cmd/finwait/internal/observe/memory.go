@@ -23,6 +23,7 @@ func readMemory(sizes bool) (Memory, error) {
 	if most, ok := values.Int("net.ipv4.tcp_max_orphans"); ok && most > 0 {
 		m.MaxOrphans = uint64(most)
 	}
+	m.Pressure, _ = procnet.MemoryPressure() // what is not known is not said
 	// Neither is known on every kernel, and then what needs it is not said.
 	if sizes {
 		s, _ := procnet.ReadSizes()

@@ -86,6 +86,34 @@ func readPairs(text, label string, into map[string]*uint64) error {
 	return fmt.Errorf("no %s", label)
 }
 
+// MemoryPressure tells that TCP saves memory, on the whole host: from when its buffers
+// have more than the second number of net.ipv4.tcp_mem until they have less than the
+// first.
+func MemoryPressure() (bool, error) {
+	text, err := os.ReadFile(threadNet + "protocols")
+	if err != nil {
+		return false, fmt.Errorf("read whether TCP saves memory: %w", err)
+	}
+	return parsePressure(string(text))
+}
+
+// parsePressure reads the column press of TCP's line, which is the fifth.
+func parsePressure(text string) (bool, error) {
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || fields[0] != "TCP" {
+			continue
+		}
+		switch fields[4] {
+		case "yes":
+			return true, nil
+		case "no":
+			return false, nil
+		}
+	}
+	return false, fmt.Errorf("read %s: TCP does not tell whether it saves memory", threadNet+"protocols")
+}
+
 // EstablishedHash returns the slots of the hash table in which the kernel looks
 // up each packet's connection (net.ipv4.tcp_ehash_entries, Linux 6.1), and
 // whether the calling thread's network namespace shares it with the initial one.

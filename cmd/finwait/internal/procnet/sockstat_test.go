@@ -46,6 +46,22 @@ func TestParseSockstat(t *testing.T) {
 	}
 }
 
+func TestParsePressure(t *testing.T) {
+	const head = "protocol  size sockets  memory press maxhdr  slab module\n"
+	for text, want := range map[string]string{
+		head + "TCPv6 2432 0 405 yes 192 yes kernel\nTCP   2304      1     405   no     192   yes  kernel\n": "no",
+		head + "TCPv6 2432 0 405 no 192 yes kernel\nTCP   2304      1     405   yes    192   yes  kernel\n":  "yes",
+		head + "TCP 2304 1 405 NI 192 yes kernel\n":                                                          "",
+		head + "TCP 2304 1 405\n": "",
+		head:                      "",
+		"":                        "",
+	} {
+		got, err := parsePressure(text)
+		qt.Check(t, qt.Equals(err == nil, want != ""), qt.Commentf("%s", text))
+		qt.Check(t, qt.Equals(got, want == "yes"), qt.Commentf("%s", text))
+	}
+}
+
 // FuzzParseSockstat expects an error without numbers, or the same numbers where
 // others follow them.
 func FuzzParseSockstat(f *testing.F) {
