@@ -24,8 +24,8 @@ var clientChurn = &Rule{
 	Worst: Info,
 	When: `a process, or several of one name, open 50 connections a second or more to one address and port, close them first, and
 		so hold a fifth of the local ports that there are towards it; half of them if it is on loopback and connect takes over
-		ports in TIME_WAIT (net.ipv4.tcp_tw_reuse). It is not said of a destination that port-exhaustion names. Not being of
-		this time, a log does not count: sockets show it then.`,
+		ports in TIME_WAIT (net.ipv4.tcp_tw_reuse). It is not said of a destination that port-exhaustion names. A log,
+		which may be of another time, does not count: sockets show it then.`,
 	Why: `Each connection costs a handshake of a round trip, and another one or two with TLS, begins with a small congestion
 		window, and leaves its port in TIME_WAIT. What that holds is connections per second times 60, or times the second
 		after which the port can be taken over. It works until the load is a few times what it is now: then ports run out

@@ -25,7 +25,7 @@ var finWait2Orphans = &Rule{
 	Title: "Peers do not close connections that were closed here",
 	Worst: Warning,
 	When: `at least 50 sockets of one peer, or 1,000 in a network namespace, were in FIN_WAIT2 all the time, which was 2.5
-		seconds or more, and no process holds them. It is info if no peer has 50 and a tenth of them, and there are less
+		seconds or more, and no process holds them. It is info if no peer has 50 and a tenth of them, and there are fewer
 		mini-sockets than four fifths of net.ipv4.tcp_max_tw_buckets: peers that vanish one by one are usual on the internet.`,
 	Why: `The process has closed, the peer has acknowledged that and does not close its own end: its application leaks
 		connections in CLOSE_WAIT, or it is gone since, or a firewall drops its FIN. The kernel waits for it for

@@ -37,7 +37,8 @@ var portExhaustion = &Rule{
 	Worst: Critical,
 	When: `of the ports that connect may choose from, towards one address and port, none is left, or connects failed for want of
 		one, or there will be none within a minute (critical); or more than four fifths are taken, or there will be none
-		within ten minutes (warning). What will be is said only once a tenth is taken.`,
+		within ten minutes (warning). What will be is said only once a tenth is taken. Connects that failed
+		in a log do not count: it may be of another time.`,
 	Why: `A connection is told from others by its four numbers. If source address, destination address and destination port
 		are the same, the source port must differ, and connect chooses it from net.ipv4.ip_local_port_range: 28,232 ports by
 		default. An open connection has one, and so has one in TIME_WAIT, for a minute, on the side that closed first. When

@@ -128,7 +128,7 @@ func findTimeWaitLimit(h *observe.Host, n *observe.Netns) []Finding {
 // andOrphans names the mini-sockets that are not in TIME_WAIT.
 func andOrphans(n *observe.Netns) string {
 	if orphans := n.MiniSockets - min(n.MiniSockets, n.States[tracer.StateTimeWait]); orphans > 0 {
-		return fmt.Sprintf(" and %s orphans in FIN_WAIT2", number(orphans))
+		return " and " + prose.Count(orphans, "orphan", "orphans") + " in FIN_WAIT2"
 	}
 	return ""
 }
