@@ -13,9 +13,9 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
-	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/suggest"
+	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
 // Severity says how bad a finding is.
