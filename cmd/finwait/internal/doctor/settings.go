@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
@@ -280,7 +281,7 @@ func judged(id string) func(*observe.Host) []Finding {
 		}
 		for at, n := range more {
 			all[at].Facts = append(all[at].Facts, Fact{"other_network_namespaces", n})
-			all[at].Summary += fmt.Sprintf(", here and in %s other network namespaces", number(uint64(n)))
+			all[at].Summary += fmt.Sprintf(", here and in %s other network namespaces", prose.Number(uint64(n)))
 		}
 		return foldSettings(all)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 	"github.com/finwait/finwait/tracer"
 )
@@ -45,7 +46,7 @@ func judgeFinTimeout(w world, value string) opinion {
 	o := opinion{verdict: VerdictEffective, facts: []Fact{{"fin_wait2_orphans", orphans}}}
 	const what = "It is how long an orphan in FIN_WAIT2 waits for the peer to close; TIME_WAIT is 60 s whatever it says."
 	if seconds > 60 || orphans >= manyOrphans {
-		o.why = fmt.Sprintf("%s There are %s such orphans now.", what, number(uint64(orphans)))
+		o.why = fmt.Sprintf("%s There are %s such orphans now.", what, prose.Number(uint64(orphans)))
 		return o
 	}
 	o.verdict, o.rule, o.severity = VerdictNoEffect, sysctlFinTimeout, Info
@@ -80,14 +81,14 @@ func judgeReuse(w world, value string) opinion {
 	inbound := w.netns.TimeWaitInbound
 	switch {
 	case outgoing > 0:
-		return opinion{verdict: VerdictEffective, why: fmt.Sprintf("%s There are %s such ports now, to other hosts.", what, number(uint64(outgoing)))}
+		return opinion{verdict: VerdictEffective, why: fmt.Sprintf("%s There are %s such ports now, to other hosts.", what, prose.Number(uint64(outgoing)))}
 	case inbound == 0:
 		return opinion{verdict: VerdictEffective, why: what + " There are none to other hosts in TIME_WAIT now."}
 	}
 	return opinion{
 		verdict: VerdictNoEffect, rule: sysctlReuseInbound, severity: Info,
-		says: fmt.Sprintf("does nothing for the %s sockets in TIME_WAIT here, which are of inbound connections", number(uint64(inbound))),
-		why:  fmt.Sprintf("%s There are none to other hosts in TIME_WAIT now, and %s of inbound connections.", what, number(uint64(inbound))),
+		says: fmt.Sprintf("does nothing for the %s sockets in TIME_WAIT here, which are of inbound connections", prose.Number(uint64(inbound))),
+		why:  fmt.Sprintf("%s There are none to other hosts in TIME_WAIT now, and %s of inbound connections.", what, prose.Number(uint64(inbound))),
 		facts: []Fact{
 			{"time_wait_inbound", inbound}, {"time_wait_to_other_hosts", outgoing},
 			{"time_wait_sockets", w.netns.States[tracer.StateTimeWait]},
@@ -103,9 +104,9 @@ func judgeMaxTimeWait(w world, value string) opinion {
 	}
 	return opinion{
 		verdict: VerdictHarmful, rule: sysctlMaxTimeWait, severity: Warning,
-		says: fmt.Sprintf("is lower than the default, %s: it breaks TIME_WAIT rather than sparing it", number(uint64(def))),
+		says: fmt.Sprintf("is lower than the default, %s: it breaks TIME_WAIT rather than sparing it", prose.Number(uint64(def))),
 		why: fmt.Sprintf(`It is lower than the default, %s. Beyond it connections end without TIME_WAIT, and without what TIME_WAIT
-			protects from; a socket in TIME_WAIT is some 250 bytes.`, number(uint64(def))),
+			protects from; a socket in TIME_WAIT is some 250 bytes.`, prose.Number(uint64(def))),
 		facts: []Fact{{"time_wait_sockets", w.netns.States[tracer.StateTimeWait]}},
 	}
 }
@@ -221,7 +222,7 @@ func judgePortRange(w world, value string) opinion {
 		verdict: VerdictEffective, rule: sysctlPortRange, severity: Info,
 		says: fmt.Sprintf("has the ports of %d services in it, which outgoing connections may take before they start", len(taken)),
 		why: fmt.Sprintf(`It gives outgoing connections %s ports, and among them those of services: %s. One that is taken when its service
-			starts makes it fail.`, number(uint64(max(ends[1]-ends[0]+1, 0))), ports),
+			starts makes it fail.`, prose.Number(uint64(max(ends[1]-ends[0]+1, 0))), ports),
 		facts:   []Fact{{"ports", ports}, {"services", len(taken)}},
 		instead: []Setting{{"net.ipv4.ip_local_reserved_ports = " + joinPorts(kept, taken), note}},
 	}
