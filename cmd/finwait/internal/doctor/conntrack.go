@@ -24,8 +24,8 @@ var conntrackFull = &Rule{
 	Worst: Critical,
 	When: `a network namespace has four fifths of net.netfilter.nf_conntrack_max entries; it is critical from 95 percent on, or if
 		packets were dropped while it was watched.`,
-	Why: `Once the table is full, a new connection needs an entry to give way: one that has not seen traffic in both directions
-		(it is not assured), in the eight buckets that the kernel looks at (early_drop). If there is none it drops the first
+	Why: `Once the table is full, a new connection needs an entry to give way: one that is not assured, as of
+		TCP one whose handshake is not complete, in the eight buckets that the kernel looks at (early_drop). If there is none it drops the first
 		packet of the new connection, of every protocol, in and out: SYNs and queries of DNS get no answer, while what is under
 		way works on. An entry is not a socket: it stays for two minutes after a connection has ended
 		(nf_conntrack_tcp_timeout_time_wait), and up to five days if an end vanished without a word

@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// shownRules is how many rules the text has with all that goes with them: of the
-	// others it has what is wrong. shownFindings and shownSettings are how many it has of one.
-	shownRules, shownFindings, shownSettings = 5, 3, 3
+	// shownRules is how many rules the text has with what to do: of the others it has what
+	// is wrong, and the worst finding. shownFindings and shownSettings are how many it has of
+	// one.
+	shownRules, shownFindings, shownSettings = 3, 3, 3
 	// doctorStop is the column where what a word such as "do:" is about begins.
 	doctorStop = 11
 )
@@ -191,14 +192,27 @@ func (t *doctorText) head(first *doctor.Finding) {
 	t.buf = prose.Wrap(t.buf, doctorStop, doctorStop, first.Rule.ID+": "+first.Rule.Title)
 }
 
-// others says what else is wrong, a line for each rule.
+// found appends the first findings of a rule, and how many there are more.
+func (t *doctorText) found(findings []doctor.Finding, most int) (shown []doctor.Finding) {
+	shown = findings[:min(most, len(findings))]
+	for i := range shown {
+		t.buf = prose.Wrap(append(t.buf, "  "...), 2, 4, quoted(placeOf(shown[i].Netns)+shown[i].Summary))
+	}
+	if more := len(findings) - len(shown); more > 0 {
+		t.buf = fmt.Appendf(t.buf, "  and %s more, which --format json has\n", prose.Number(uint64(more)))
+	}
+	return shown
+}
+
+// others says what else is wrong.
 func (t *doctorText) others(groups [][]doctor.Finding) {
 	if len(groups) == 0 {
 		return
 	}
-	t.buf = append(t.buf, "\nAnd, with the evidence in --format json:\n"...)
+	t.buf = append(t.buf, "\nAnd, with what to do in --explain ID and --format json:\n"...)
 	for _, group := range groups {
 		t.head(&group[0])
+		t.found(group, 1)
 	}
 }
 
@@ -207,13 +221,7 @@ func (t *doctorText) group(h *observe.Host, findings []doctor.Finding) {
 	first := &findings[0]
 	t.buf = append(t.buf, '\n')
 	t.head(first)
-	shown := findings[:min(shownFindings, len(findings))]
-	for i := range shown {
-		t.buf = prose.Wrap(append(t.buf, "  "...), 2, 4, quoted(placeOf(shown[i].Netns)+shown[i].Summary))
-	}
-	if more := len(findings) - len(shown); more > 0 {
-		t.buf = fmt.Appendf(t.buf, "  and %s more, which --format json has\n", prose.Number(uint64(more)))
-	}
+	shown := t.found(findings, shownFindings)
 	if len(first.Rule.Application) > 0 {
 		t.row("do:", first.Rule.Application[0])
 	}

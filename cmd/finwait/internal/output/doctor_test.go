@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,7 +144,7 @@ func TestDoctorScreen(t *testing.T) {
 	qt.Check(t, qt.IsTrue(strings.Count(string(text), "\n") <= 24), qt.Commentf("%s", text))
 
 	var many []doctor.Finding
-	for i := range 23 {
+	for i := range 7 {
 		rule := *leakRule
 		rule.ID = fmt.Sprintf("leak-%02d", i)
 		for range 23 {
@@ -153,10 +152,19 @@ func TestDoctorScreen(t *testing.T) {
 		}
 	}
 	lines := strings.Split(string(AppendDoctorText(nil, h, many, Options{})), "\n")
-	qt.Check(t, qt.IsTrue(slices.Contains(lines, "  leak-04 is found")))
-	qt.Check(t, qt.IsFalse(slices.Contains(lines, "  leak-05 is found")))
-	qt.Check(t, qt.IsTrue(slices.Contains(lines, "warning    leak-22: Sockets are not closed")))
-	qt.Check(t, qt.IsTrue(len(lines) < 80), qt.Commentf("%s", strings.Join(lines, "\n")))
+	count := func(line string) (n int) {
+		for _, l := range lines {
+			if l == line {
+				n++
+			}
+		}
+		return n
+	}
+	qt.Check(t, qt.Equals(count("  leak-02 is found"), shownFindings))
+	qt.Check(t, qt.Equals(count("  leak-03 is found"), 1))
+	qt.Check(t, qt.Equals(count("warning    leak-06: Sockets are not closed"), 1))
+	qt.Check(t, qt.Equals(count("  check:   finwait stuck."), shownRules))
+	qt.Check(t, qt.IsTrue(len(lines) < 50), qt.Commentf("%s", strings.Join(lines, "\n")))
 }
 
 func TestRuleText(t *testing.T) {
