@@ -90,7 +90,7 @@ func TestListeners(t *testing.T) {
 		{"small, fewer than a hundred a second", listenBacklogSmall, both(queue(4, 0, 0), opened(999)), none},
 		{"small, a hundred a second", listenBacklogSmall, both(queue(4, 0, 0), opened(1000)), info},
 		{"small, by a log", listenBacklogSmall, both(queue(49, 0, 0), opened(10_000), fromLog), none},
-		{"small, by a sample of one", listenBacklogSmall, both(queue(4, 0, 0), opened(1000), sampled(11)), none},
+		{"small, by a sample of one", listenBacklogSmall, both(queue(4, 0, 0), opened(1000), ofSample(11)), none},
 		{"small and overflows", listenBacklogSmall, both(queue(4, 0, 0), opened(10_000), grown(overflows, 1)), none},
 		{"small and slow", listenBacklogSmall, both(queue(4, 5, 5), opened(10_000)), none},
 		{"small, and half-open ones find no room", listenBacklogSmall, both(queue(4, 0, 0), opened(10_000), grown("TcpExt.TCPReqQFullDrop", 10), grown(passive, 10_000)), none},

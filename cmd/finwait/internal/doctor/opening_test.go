@@ -163,8 +163,8 @@ func TestOpening(t *testing.T) {
 		{"ten of two hundred", synSentPileup, trafficOf(clients(190, reasons{tracer.ReasonTimeoutHandshake: 10})), one},
 		{"ten of two hundred and one", synSentPileup, trafficOf(clients(191, reasons{tracer.ReasonTimeoutHandshake: 10})), none},
 		{"ten wait and many come to be", synSentPileup, both(hanging(10), trafficOf(clients(10_000, nil))), one},
-		{"ten of a sample of ten seen", synSentPileup, both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), sampled(10)), one},
-		{"ten of a sample of one seen", synSentPileup, both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), sampled(100)), none},
+		{"ten of a sample of ten seen", synSentPileup, both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), ofSample(10)), one},
+		{"ten of a sample of one seen", synSentPileup, both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), ofSample(100)), none},
 		{"given up at once", synSentPileup, trafficOf(dwell(clients(0, reasons{tracer.ReasonClosed: 23}), times{999 * time.Millisecond: 23}, nil)), none},
 		{"given up after a second", synSentPileup, trafficOf(dwell(clients(0, reasons{tracer.ReasonClosed: 23}), times{time.Second: 10, time.Millisecond: 13}, nil)), one},
 		{"some given up at once, others slow", synSentPileup, trafficOf(dwell(clients(23, reasons{tracer.ReasonClosed: 23}), times{time.Millisecond: 23}, times{time.Second: 23})), none},
@@ -199,12 +199,12 @@ func TestOpening(t *testing.T) {
 		{"ten in ten seconds, for an hour", connectRefused, both(trafficOf(clients(1_000_000, reasons{tracer.ReasonRefused: 3600})), lasted(time.Hour)), []string{"info"}},
 		{"less than ten in ten seconds, for an hour", connectRefused, both(trafficOf(clients(1_000_000, reasons{tracer.ReasonRefused: 3599})), lasted(time.Hour)), none},
 		{"few in a minute", connectRefused, both(trafficOf(clients(1_000_000, reasons{tracer.ReasonRefused: 10})), lasted(time.Minute)), []string{"info"}},
-		{"a sample of nine", connectRefused, both(trafficOf(clients(0, reasons{tracer.ReasonRefused: 99})), sampled(10)), none},
+		{"a sample of nine", connectRefused, both(trafficOf(clients(0, reasons{tracer.ReasonRefused: 99})), ofSample(10)), none},
 		{"nothing is known", connectRefused, noTraffic, none},
 		{"flows are not known", connectRefused, noFlows, none},
 
 		{"five of a hundred", slowHandshake, trafficOf(slow), one},
-		{"five of a sample of one", slowHandshake, both(trafficOf(slow), sampled(5)), none},
+		{"five of a sample of one", slowHandshake, both(trafficOf(slow), ofSample(5)), none},
 		{"four of four", slowHandshake, trafficOf(dwell(clients(4, nil), nil, times{time.Second: 4})), none},
 		{"five of a hundred and one", slowHandshake, trafficOf(dwell(clients(101, nil), nil, times{time.Millisecond: 96, time.Second: 5})), none},
 		{"a long way", slowHandshake, trafficOf(dwell(clients(100, nil), nil, times{999 * time.Millisecond: 100})), none},
@@ -217,8 +217,8 @@ func TestOpening(t *testing.T) {
 	})
 }
 
-// sampled has each connection that was recorded stand for that many.
-func sampled(weight uint64) change {
+// ofSample has each connection that was recorded stand for that many.
+func ofSample(weight uint64) change {
 	return func(h *observe.Host, _ *observe.Netns) { h.Traffic.Estimated, h.Traffic.Weight = true, weight }
 }
 
@@ -229,7 +229,7 @@ func lasted(d time.Duration) change {
 
 // A log tells of namespaces that are not there: which one it is, the summary says.
 func TestPeersOfLog(t *testing.T) {
-	h := watchedHost(both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), fromLog, sampled(10)))
+	h := watchedHost(both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), fromLog, ofSample(10)))
 	h.Traffic.Flows[0].Netns = 2
 	f := synSentPileup.find(h)[0]
 	qt.Check(t, qt.IsNil(f.Netns))
