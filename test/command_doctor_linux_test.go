@@ -92,9 +92,9 @@ func TestCommandDoctorExit(t *testing.T) {
 	res = doctor(nil, "--netns", sick.Path())
 	qt.Check(t, qt.Equals(res.code, 3))
 	qt.Check(t, qt.Equals(res.stderr, ""))
-	qt.Check(t, qt.StringContains(res.stdout, "\nwarning    "+sickID+"\n"))
+	qt.Check(t, qt.StringContains(res.stdout, "\nwarning    "+sickID+": "))
 	qt.Check(t, qt.StringContains(res.stdout, "netns "+inodeWord(sick)+": 23 sockets in TIME_WAIT, of 28 that there may be\n"))
-	qt.Check(t, qt.Matches(res.stdout, `(?s).*\n  sysctl:  net\.ipv4\.tcp_max_tw_buckets = \d+\n.*`))
+	qt.Check(t, qt.Matches(res.stdout, `(?s).*\n  sysctl:  nsenter \S+ .*sysctl -w net\.ipv4\.tcp_max_tw_buckets=\d+\n  check: .*`))
 	qt.Check(t, qt.StringContains(res.stdout, "finwait doctor --explain"))
 	for line := range strings.Lines(res.stdout) {
 		qt.Check(t, qt.IsTrue(len([]rune(line)) <= 80), qt.Commentf("%s", line))
@@ -112,7 +112,7 @@ func TestCommandDoctorExit(t *testing.T) {
 	}
 
 	checkFailure(t, doctor(nil, "--source", "agent", "--pin-path", "/sys/fs/bpf/nosuch"), 1, "no tracer keeps its counters there")
-	checkFailure(t, doctor(nil, "--source", "agent", "--netns", sick.Path()), 1, "all network namespaces together")
+	checkFailure(t, doctor(nil, "--source", "agent", "--netns", sick.Path()), 2, "--source agent and --netns contradict each other")
 	checkFailure(t, doctor(nil, "--netns", "1"), 1, "network namespace", "1")
 	res = doctor(nil, "--replay", "/nosuch")
 	qt.Check(t, qt.Equals(res.code, 1))

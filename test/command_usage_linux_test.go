@@ -92,6 +92,7 @@ func TestCommandUsage(t *testing.T) {
 		{"doctor --for 100ms", []string{"--for 100ms", "1s or more"}},
 		{"doctor --for -1s", []string{"--for -1s", "1s or more"}},
 		{"doctor --format csv", []string{`"csv"`, "table or json"}},
+		{"doctor --source agent --netns self", []string{"--source agent and --netns contradict each other"}},
 		{"doctor --source hearsay", []string{`"hearsay"`, "auto, agent or kernel"}},
 		{"doctor --netns nosuch", []string{"--netns", `"nosuch"`, "no such file"}},
 		{"doctor --netns=", []string{"--netns", "empty"}},

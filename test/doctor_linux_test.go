@@ -169,7 +169,8 @@ func (d *diagnosis) check(t *testing.T, planted ...condition) {
 	qt.Check(t, qt.Equals(d.stderr, ""))
 }
 
-// Each condition is found, and nothing else.
+// Each condition is found, and nothing else. They are not looked at side by side, for the
+// kernel's list can miss a socket when others of its hash slot end (inet_diag_dump_icsk).
 func TestDoctor(t *testing.T) {
 	for _, c := range conditions {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
@@ -198,6 +199,7 @@ func TestDoctorThreeAtOnce(t *testing.T) {
 			names = append(names, strings.ReplaceAll(c.name, " ", "_"))
 		}
 		t.Run(strings.Join(names, "+"), func(t *testing.T) {
+			t.Parallel()
 			p := &patient{t, inhabited(t)}
 			for _, c := range three {
 				c.plant(p)

@@ -141,6 +141,7 @@ func asHost(t *testing.T, files map[string]string, running string) *diagnosis {
 		qt.Assert(t, qt.IsNil(os.MkdirAll(root+folder, 0o755)))
 	}
 	for path, text := range files {
+		qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Dir(root+path), 0o755)))
 		qt.Assert(t, qt.IsNil(os.WriteFile(filepath.Join(root, path), []byte(text), 0o644)))
 	}
 	qt.Assert(t, qt.IsNil(os.WriteFile(root+"/running", []byte(running), 0o644)))
@@ -152,6 +153,11 @@ done
 if [ -e /etc/sysctl.conf ]; then
 	[ -e $1/etc/sysctl.conf ] || : >$1/etc/sysctl.conf
 	mount --bind $1/etc/sysctl.conf /etc/sysctl.conf
+fi
+if [ -e $1/run/systemd/system ]; then
+	mount --bind $1/run /run
+else
+	mount -t tmpfs none /run
 fi
 ip link set lo up
 sysctl -q -e -p $1/running
@@ -238,12 +244,17 @@ func TestDoctorSysctlFiles(t *testing.T) {
 	}
 }
 
-// What is in /etc/sysctl.conf has no effect where nothing leads to it.
+// What is in /etc/sysctl.conf has no effect where systemd runs and nothing leads to it.
 func TestDoctorSysctlConf(t *testing.T) {
 	if _, err := os.Stat("/etc/sysctl.conf"); err != nil {
 		t.Skip("no file to put another in place of: ", err)
 	}
-	d := asHost(t, map[string]string{"/etc/sysctl.conf": "net.ipv4.tcp_syncookies=0\n"}, "")
+	conf := map[string]string{"/etc/sysctl.conf": "net.ipv4.tcp_syncookies=0\n"}
+	d := asHost(t, conf, "")
+	d.check(t, condition{})
+	qt.Check(t, qt.HasLen(d.Settings, 0))
+	conf["/run/systemd/system/is-there"] = ""
+	d = asHost(t, conf, "")
 	d.check(t, condition{finds: []string{"sysctl-conf-not-read"}})
 	qt.Assert(t, qt.HasLen(d.Settings, 1))
 	qt.Check(t, qt.Equals(d.Settings[0].Verdict, "no-effect"))

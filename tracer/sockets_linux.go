@@ -91,8 +91,9 @@ var errVisitEnded = errors.New("list sockets: the visit to the network namespace
 // CLOSE are not listed, as in a [Census]. It must be called before visit returns.
 //
 // The kernel has no way to stop the world for a list. While connections come
-// and go, one that does may be in it or not, and seldom twice. inexact says that
-// the kernel did not vouch for the list, however often it was asked.
+// and go, in whatever namespace, one that does may be in it or not, and seldom
+// one is twice that has stayed, or is not. inexact says that the kernel did not vouch
+// for the list, however often it was asked.
 //
 // A hundred thousand sockets take a tenth of a second or two, and some 14 MB.
 func (n *Netns) ListSockets(ctx context.Context) (sockets []Socket, inexact bool, err error) {

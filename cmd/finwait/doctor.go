@@ -68,7 +68,7 @@ can be found, --explain tells all about one, and docs/doctor.md has them all.`,
 	f.StringVar(&flags.pinPath, "pin-path", defaultPinPath, "`folder` in which the agent keeps its counters")
 	f.StringArrayVar(&flags.replay, "replay", nil, "take what happened to connections from this `file`, gzip and zstd are understood; - is standard input")
 	f.BoolVar(&flags.logOnly, "log-only", false, "with --replay: look at nothing of this host")
-	f.StringVar(&flags.format, "format", "table", "output `format`: table or json (one object)")
+	f.StringVar(&flags.format, "format", "table", "output `format`: table or json (one object, with --list one for each line)")
 	f.StringVar(&flags.explain, "explain", "", "tell all about what has this `id`, and exit")
 	f.BoolVar(&flags.list, "list", false, "list all that can be found, and exit")
 	completeWords(cmd, "source", []string{sourceAuto, sourceAgent, sourceKernel})
@@ -187,6 +187,8 @@ func (f *doctorFlags) check(flags *pflag.FlagSet) error {
 		return usagef("--log-only looks at logs alone: name them with --replay")
 	case f.logOnly && flags.Changed("for"):
 		return usagef("--log-only and --for contradict each other: a log is not watched")
+	case f.source == sourceAgent && len(f.netns) > 0:
+		return usagef("--source agent and --netns contradict each other: it counts all network namespaces together")
 	case len(f.replay) > 0 && flags.Changed("source"):
 		return usagef("--replay and --source contradict each other: what happened to connections is in the log")
 	}

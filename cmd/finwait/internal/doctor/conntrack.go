@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -23,11 +24,13 @@ var conntrackFull = &Rule{
 	Worst: Critical,
 	When: `a network namespace has four fifths of net.netfilter.nf_conntrack_max entries; it is critical from 95 percent on, or if
 		packets were dropped while it was watched.`,
-	Why: `Once the table is full, and no half-open entry can give way, the kernel drops the first packet of every new connection
-		that it is to track, of every protocol, in and out: SYNs and queries of DNS get no answer, while what is under way works on. An entry is not a socket: it stays for two minutes after a
-		connection has ended (nf_conntrack_tcp_timeout_time_wait), and up to five days if an end vanished without a word
-		(nf_conntrack_tcp_timeout_established). The limit is that of each network namespace by itself; as a rule only the initial one
-		can set it.`,
+	Why: `Once the table is full, a new connection needs an entry to give way: one that is not assured, as of
+		TCP one whose handshake is not complete, in the eight buckets that the kernel looks at (early_drop). If there is none it drops the first
+		packet of the new connection, of every protocol, in and out: SYNs and queries of DNS get no answer, while what is under
+		way works on. An entry is not a socket: it stays for two minutes after a connection has ended
+		(nf_conntrack_tcp_timeout_time_wait), and up to five days if an end vanished without a word
+		(nf_conntrack_tcp_timeout_established). The limit is that of each network namespace by itself; as a rule only the
+		initial one can set it.`,
 	Application: []string{
 		"Make fewer short connections: each is an entry for two minutes after its end. HTTP keep-alive, a connection pool.",
 		"Do not track what needs no NAT and no rule by state, such as a busy service on this host: notrack in a chain with priority raw, in both directions.",
@@ -52,7 +55,7 @@ func findConntrackFull(h *observe.Host, n *observe.Netns) []Finding {
 	f := Finding{
 		Severity: Warning,
 		Subject:  "nf_conntrack",
-		Summary:  fmt.Sprintf("%s connections tracked, of %s that there may be", number(c.Entries), number(c.Max)),
+		Summary:  fmt.Sprintf("%s connections tracked, of %s that there may be", prose.Number(c.Entries), prose.Number(c.Max)),
 		Facts: []Fact{
 			{"entries", c.Entries}, {"nf_conntrack_max", c.Max}, {"used_percent", 100 * float64(c.Entries) / float64(c.Max)},
 			{"memory_bytes_about", c.Entries * entrySize},
@@ -61,7 +64,7 @@ func findConntrackFull(h *observe.Host, n *observe.Netns) []Finding {
 		Sysctls: trackingSettings(n),
 	}
 	if c.Dropped > 0 {
-		f.Summary += fmt.Sprintf(": %s packets dropped, %s a second", number(c.Dropped), rate(h.PerSecond(c.Dropped)))
+		f.Summary += fmt.Sprintf(": %s dropped, %s a second", prose.Count(c.Dropped, "packet", "packets"), prose.Rate(h.PerSecond(c.Dropped)))
 		f.Facts = append(f.Facts, Fact{"dropped_packets", c.Dropped}, Fact{"dropped_packets_per_second", h.PerSecond(c.Dropped)})
 	}
 	if c.Dropped > 0 || float64(c.Entries) >= trackedFull*float64(c.Max) {
@@ -74,7 +77,7 @@ func findConntrackFull(h *observe.Host, n *observe.Netns) []Finding {
 // timeouts those that are longer.
 func trackingSettings(n *observe.Netns) []Setting {
 	limit := 2 * n.Conntrack.Max
-	note := fmt.Sprintf("twice what it is; %s of kernel memory if all are in use. Set net.netfilter.nf_conntrack_buckets to a quarter of it at the least", bytes(limit*entrySize))
+	note := fmt.Sprintf("twice what it is; %s of kernel memory if all are in use. Set net.netfilter.nf_conntrack_buckets to a quarter of it at the least", prose.Bytes(limit*entrySize))
 	if !n.Host {
 		note += "; where this network namespace cannot set it, the initial one does"
 	}

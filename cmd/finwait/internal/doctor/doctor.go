@@ -15,6 +15,7 @@ import (
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/suggest"
+	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
 // Severity says how bad a finding is.
@@ -83,9 +84,20 @@ type Finding struct {
 	Summary string
 	// Facts are the numbers that show it.
 	Facts []Fact
-	// Sysctls are the settings that help here, with the values for this host. If there
-	// are none, those of the rule are meant.
+	// Application is what to change in the application here, if that is not all that the
+	// rule knows: nil is for that.
+	Application []string
+	// Sysctls are the settings that help here, with the values for this host; nil is for
+	// those of the rule, as far as they do not run already.
 	Sysctls []Setting
+}
+
+// Advice returns what to change in the application, first of all.
+func (f *Finding) Advice() []string {
+	if f.Application != nil {
+		return f.Application
+	}
+	return f.Rule.Application
 }
 
 // Settings returns the settings that help.
@@ -93,7 +105,17 @@ func (f *Finding) Settings() []Setting {
 	if f.Sysctls != nil {
 		return f.Sysctls
 	}
-	return f.Rule.Sysctls
+	return slices.DeleteFunc(slices.Clone(f.Rule.Sysctls), f.runs)
+}
+
+// runs reports whether a setting is what runs where the finding is.
+func (f *Finding) runs(s Setting) bool {
+	if f.Netns == nil {
+		return false
+	}
+	name, value := s.Split()
+	now, known := f.Netns.Sysctls[name]
+	return known && sysctl.Equal(now, value)
 }
 
 // hostWide are the settings that there are once on a host, whatever the network

@@ -17,7 +17,7 @@ type entrance struct {
 	halfOpenBefore, halfOpen, unanswered uint64
 	halfOpenPeers                        int
 
-	// What follows is known from traffic alone. opened is the number of connections that
+	// What follows is known from traffic alone, which a log has of another time. opened is the number of connections that
 	// came to be; gaveUp and reset are half-open ones that ended without an answer, and by
 	// the client's reset.
 	opened, gaveUp, reset uint64
@@ -44,7 +44,7 @@ func entrancesOf(h *observe.Host, n *observe.Netns) []*entrance {
 	}
 	for i := range flowsOf(h) {
 		f := &h.Traffic.Flows[i]
-		if f.Netns != n.Inode || f.Role != tracer.RoleServer {
+		if h.Traffic.Source == observe.SourceLog || f.Netns != n.Inode || f.Role != tracer.RoleServer {
 			continue
 		}
 		for _, local := range localsFor(f.Service) {

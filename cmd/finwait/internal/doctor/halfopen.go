@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 )
 
 const (
@@ -27,7 +28,7 @@ const (
 
 var (
 	cookiesOn    = Setting{"net.ipv4.tcp_syncookies = 1", "the default: cookies when there is no room for half-open connections, and not before"}
-	fewerSynAcks = Setting{"net.ipv4.tcp_synack_retries = 3", "half-open connections go after 15 seconds instead of 63 (5); clients on lossy paths have fewer tries"}
+	fewerSynAcks = Setting{"net.ipv4.tcp_synack_retries = 3", "half-open connections go after 15 seconds instead of 63 (5); clients on lossy paths have fewer tries. Once a listener has more than half of what it may have, the kernel gives up the older ones sooner by itself (reqsk_timer_handler)"}
 )
 
 var synFlood = &Rule{
@@ -36,8 +37,9 @@ var synFlood = &Rule{
 	Worst: Critical,
 	When: `a listener has 100 half-open connections or more, or 10 and half of its backlog, those counted in that
 		were given up while the host was watched; at least half of them have had their SYN-ACK repeated or were given
-		up; and these are more than the connections that came to be, or net.ipv4.tcp_syncookies is 0 and SYNs were
-		dropped for want of room. Or at least 100 SYN cookies were sent, 10 a second, and less than half as many came
+		up; and more of these come in a second than connections come to be, or net.ipv4.tcp_syncookies is 0 and SYNs were
+		dropped for want of room. How many come is how many more there are than before, with those given up, or how many
+		there are for the time after which they are given up. Or at least 100 SYN cookies were sent, 10 a second, and less than half as many came
 		back (1,000 a second with net.ipv4.tcp_syncookies at 2, where those that answer with a reset cannot be told from
 		those that do not answer); or, with cookies off, 100 SYNs and 10 a second were dropped for want of room, and
 		less than half as many connections came to be. Not at a listener whose accept queue is full: its half-open
@@ -79,8 +81,32 @@ func flooded(h *observe.Host, n *observe.Netns) []*entrance {
 		if isExact(h.Traffic) {
 			opened = e.opened
 		}
-		return late <= opened && n.Counted["TcpExt.TCPReqQFullDrop"] == 0
+		return lateRate(h, n, e) <= h.PerSecond(opened) && synsDropped(n) == 0
 	})
+}
+
+// lateRate returns how many connections a second stay half-open at an entrance, at the
+// least: by those that have come since the first look, and by how many there are at any
+// time, which go when their SYN-ACK was repeated tcp_synack_retries times.
+func lateRate(h *observe.Host, n *observe.Netns, e *entrance) float64 {
+	retries, known := n.Sysctls.Int("net.ipv4.tcp_synack_retries")
+	if !known {
+		retries = 5
+	}
+	come := h.PerSecond(less(e.halfOpen, e.halfOpenBefore) + e.gaveUp)
+	return max(come, float64(e.unanswered)/waits(n.Sysctls, retries))
+}
+
+// synsDropped returns how many SYNs found no room among the half-open connections.
+// Without cookies the last quarter of tcp_max_syn_backlog is kept for hosts that the kernel
+// knows, and TCPReqQFullDrop does not count those that are dropped for that
+// (tcp_conn_request). ListenDrops does, with some that are dropped for other causes.
+func synsDropped(n *observe.Netns) uint64 {
+	dropped := n.Counted["TcpExt.TCPReqQFullDrop"]
+	if mode, ok := n.Sysctls.Int("net.ipv4.tcp_syncookies"); ok && mode == 0 {
+		return max(dropped, less(n.Counted["TcpExt.ListenDrops"], n.Counted["TcpExt.ListenOverflows"]))
+	}
+	return dropped
 }
 
 // isFloodOfCookies reports whether SYN cookies are sent that do not come back. If all get
@@ -98,7 +124,7 @@ func isFloodOfCookies(h *observe.Host, n *observe.Netns) bool {
 // come to be. If an accept queue is full, that is why: what finds no room there stays
 // half-open.
 func isFloodOfDrops(h *observe.Host, n *observe.Netns) bool {
-	dropped := n.Counted["TcpExt.TCPReqQFullDrop"]
+	dropped := synsDropped(n)
 	opened, known := n.Counted["Tcp.PassiveOpens"]
 	return isTorrent(h, dropped) && known && 2*opened < dropped && !slices.ContainsFunc(pointers(n.Listeners), isFull)
 }
@@ -117,13 +143,13 @@ func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
 		f := Finding{
 			Severity: Warning,
 			Subject:  e.local.String(),
-			Summary: fmt.Sprintf("%s half-open connections at %s from %s addresses, %s without an answer to their SYN-ACK",
-				number(e.halfOpen), e.local, number(uint64(e.halfOpenPeers)), number(e.unanswered)),
+			Summary: fmt.Sprintf("%s half-open connections at %s from %s, %s without an answer to their SYN-ACK",
+				prose.Number(e.halfOpen), e.local, prose.Count(uint64(e.halfOpenPeers), "address", "addresses"), prose.Number(e.unanswered)),
 			Facts: []Fact{
 				{"half_open", e.halfOpen}, {"synack_retransmitted", e.unanswered}, {"addresses", e.halfOpenPeers}, {"backlog", e.backlog},
 			},
 		}
-		if h.Traffic != nil && h.Traffic.Flows != nil {
+		if isExact(h.Traffic) {
 			f.Facts = append(f.Facts, Fact{"opened", e.opened}, Fact{"given_up", e.gaveUp})
 		}
 		f.Facts = append(f.Facts, processFacts(e.listeners[0].Owner)...)
@@ -146,10 +172,10 @@ func floodByCounters(h *observe.Host, n *observe.Netns) []ranked {
 	switch {
 	case isFloodOfCookies(h, n):
 		sent := n.Counted["TcpExt.SyncookiesSent"]
-		f.Summary = fmt.Sprintf("%s SYN cookies sent, %s a second, and %s came back", number(sent), rate(h.PerSecond(sent)), number(n.Counted["TcpExt.SyncookiesRecv"]))
+		f.Summary = fmt.Sprintf("%s SYN cookies sent, %s a second, and %s came back", prose.Number(sent), prose.Rate(h.PerSecond(sent)), prose.Number(n.Counted["TcpExt.SyncookiesRecv"]))
 	case isFloodOfDrops(h, n):
-		dropped, opened := n.Counted["TcpExt.TCPReqQFullDrop"], n.Counted["Tcp.PassiveOpens"]
-		f.Summary = fmt.Sprintf("%s SYNs found no room, %s a second, and %s connections came to be", number(dropped), rate(h.PerSecond(dropped)), number(opened))
+		dropped, opened := synsDropped(n), n.Counted["Tcp.PassiveOpens"]
+		f.Summary = fmt.Sprintf("%s SYNs found no room, %s a second, and %s connections came to be", prose.Number(dropped), prose.Rate(h.PerSecond(dropped)), prose.Number(opened))
 		f.Facts = []Fact{{"opened", opened}}
 	default:
 		return nil
@@ -160,21 +186,21 @@ func floodByCounters(h *observe.Host, n *observe.Netns) []ranked {
 // judgeDefence says how the namespace stands against a flood, and what would help.
 func judgeDefence(f *Finding, n *observe.Netns) {
 	f.Facts = append(f.Facts, cookieFacts(n)...)
+	f.Sysctls = lowered(n, fewerSynAcks)
 	cookies, known := n.Sysctls.Int("net.ipv4.tcp_syncookies")
 	if !known {
 		return
 	}
 	f.Facts = append(f.Facts, Fact{"tcp_syncookies", cookies})
 	if cookies != 0 {
-		f.Sysctls = []Setting{fewerSynAcks}
 		return
 	}
-	// Not all of what is dropped for want of cookies has a counter of its own.
-	dropped := less(n.Counted["TcpExt.ListenDrops"], n.Counted["TcpExt.ListenOverflows"])
+	f.Sysctls = append([]Setting{cookiesOn}, f.Sysctls...)
+	dropped := synsDropped(n)
 	f.Facts = append(f.Facts, Fact{"syns_dropped", dropped})
 	if dropped > 0 {
 		f.Severity = Critical
-		f.Summary += fmt.Sprintf("; %s SYNs dropped", number(dropped))
+		f.Summary += fmt.Sprintf("; %s dropped", prose.Count(dropped, "SYN", "SYNs"))
 	}
 }
 
@@ -200,10 +226,11 @@ var synBacklogSmall = &Rule{
 	Worst: Warning,
 	When: `at least 10 SYNs came while a listener had as many half-open connections as it may, and it is no flood: at least
 		half of the SYN cookies that were sent came back, or, with net.ipv4.tcp_syncookies at 0, at least half as many
-		connections came to be as SYNs were dropped. Not if accept queues have overflowed (slow-accept and accept-queue-overflow tell: connections that find no
-		room there stay half-open), and not with net.ipv4.tcp_syncookies at 2, which counts every SYN.`,
+		connections came to be as SYNs were dropped. Not if accept queues have overflowed (slow-accept and
+		accept-queue-overflow tell: connections that find no room there stay half-open), and not with
+		net.ipv4.tcp_syncookies at 2, which counts every SYN.`,
 	Why: `A listener keeps as many half-open connections as its backlog: the number that the application gives to listen, at
-		most net.core.somaxconn (one more since Linux 6.14 and the stable releases of early 2025). They last a round trip, so
+		most net.core.somaxconn (one more since early 2025). They last a round trip, so
 		a burst of more real clients than that fills it. The others get SYN cookies: they lose window scaling and SACK unless
 		they have timestamps, and if the last ACK is lost nothing repeats the SYN-ACK. The kernel's log then
 		says "Possible SYN flooding", wrongly. With tcp_syncookies at 0 their SYNs are dropped, and the client tries again
@@ -223,7 +250,7 @@ var synBacklogSmall = &Rule{
 // though their handshakes complete; 0 if that is not so.
 func burstsOverBacklog(h *observe.Host, n *observe.Netns) uint64 {
 	var full uint64
-	dropped := n.Counted["TcpExt.TCPReqQFullDrop"]
+	dropped := synsDropped(n)
 	if opened, ok := n.Counted["Tcp.PassiveOpens"]; ok && 2*opened >= dropped {
 		full = dropped
 	}
@@ -253,19 +280,21 @@ func findSmallSynBacklog(h *observe.Host, n *observe.Netns) []Finding {
 	if known {
 		f.Facts = append(f.Facts, Fact{"tcp_syncookies", mode})
 	}
+	var likely *observe.Listener
 	if e := likelyFull(h, n); e != nil {
+		likely = e.listeners[0]
 		f.Subject = e.local.String()
 		f.Facts = append(f.Facts, Fact{"backlog", e.backlog}, Fact{"half_open", e.halfOpen})
-		f.Facts = append(f.Facts, processFacts(e.listeners[0].Owner)...)
-		f.Sysctls = moreConnections(n, e.listeners[0])
+		f.Facts = append(f.Facts, processFacts(likely.Owner)...)
 	}
+	f.Sysctls = moreConnections(n, likely)
 	if known && mode == 0 {
 		if limit, ok := n.Sysctls.Int("net.ipv4.tcp_max_syn_backlog"); ok {
 			f.Facts = append(f.Facts, Fact{"tcp_max_syn_backlog", limit})
 		}
 		f.Sysctls = append(f.Sysctls, cookiesOn)
 	}
-	f.Summary = fmt.Sprintf("%s SYNs found no room among the half-open connections, %s a second: a burst, not a flood", number(full), rate(h.PerSecond(full)))
+	f.Summary = fmt.Sprintf("%s SYNs found no room among the half-open connections, %s a second: a burst, not a flood", prose.Number(full), prose.Rate(h.PerSecond(full)))
 	return []Finding{f}
 }
 
@@ -317,7 +346,7 @@ func findHalfOpenResets(h *observe.Host, n *observe.Netns) []Finding {
 	f := Finding{
 		Severity: Info,
 		Subject:  "half-open connections",
-		Summary:  fmt.Sprintf("%s handshakes broken off by a reset, %s a second", number(resets), rate(h.PerSecond(resets))),
+		Summary:  fmt.Sprintf("%s handshakes broken off by a reset, %s a second", prose.Number(resets), prose.Rate(h.PerSecond(resets))),
 		Facts:    []Fact{{"embryonic_resets", resets}, {"embryonic_resets_per_second", h.PerSecond(resets)}},
 	}
 	if known {

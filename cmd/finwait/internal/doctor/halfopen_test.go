@@ -53,6 +53,12 @@ func TestHalfOpen(t *testing.T) {
 		{"half of a backlog of less than twenty", synFlood, halfOpen(18, 9, 9), none},
 		{"a hundred, and as many come to be", synFlood, both(halfOpen(4096, 100, 100), opened(100)), none},
 		{"a hundred, and fewer come to be", synFlood, both(halfOpen(4096, 100, 100), opened(99)), warning},
+		{"a hundred, all the time", synFlood, both(halfOpen(4096, 100, 100), beforeToo, opened(15)), warning},
+		{"a hundred, all the time, and as many come to be", synFlood, both(halfOpen(4096, 100, 100), beforeToo, opened(16)), none},
+		{"a hundred, for a shorter time, and as many come to be", synFlood, both(halfOpen(4096, 100, 100), beforeToo, opened(16), sysctlIs("net.ipv4.tcp_synack_retries", "3")), warning},
+		{"a hundred given up, and as many come to be", synFlood, both(gaveUpAt(50), beforeToo, opened(50)), none},
+		{"a hundred given up, and fewer come to be", synFlood, both(gaveUpAt(50), beforeToo, opened(49)), warning},
+		{"given up in a log", synFlood, both(halfOpen(4096, 0, 0), gaveUp(tracer.ReasonTimeoutHandshake, 150), fromLog), none},
 		{"a hundred, and many come to another port", synFlood, both(halfOpen(4096, 100, 100), grown(passive, 1000)), warning},
 		{"a hundred, and many come to some port", synFlood, both(halfOpen(4096, 100, 100), noTraffic, grown(passive, 1000)), none},
 		{"a hundred, and nothing else is known", synFlood, both(halfOpen(4096, 100, 100), noTraffic), warning},
@@ -74,6 +80,8 @@ func TestHalfOpen(t *testing.T) {
 		{"a hundred dropped, and no more is known", synFlood, both(grown(dropped, 100), mode("0")), none},
 		{"a hundred dropped, and no room to be accepted", synFlood, both(grown(dropped, 100), grown(passive, 0), mode("0"), queue(4, 5, 5)), none},
 		{"few dropped", synFlood, both(grown(dropped, 99), grown(passive, 0), mode("0")), none},
+		{"a hundred dropped, and not counted by themselves", synFlood, both(grown(dropped, 0), grown(drops, 123), grown(overflows, 23), grown(passive, 49), mode("0")), critical},
+		{"a hundred dropped for another cause", synFlood, both(grown(dropped, 0), grown(drops, 123), grown(overflows, 23), grown(passive, 49), mode("1")), none},
 		{"SYNs dropped with cookies", synFlood, both(halfOpen(128, 100, 100), mode("1"), grown(drops, 2)), warning},
 
 		{"valid cookies", synBacklogSmall, both(cookies(10, 5), mode("1")), warning},
@@ -82,6 +90,7 @@ func TestHalfOpen(t *testing.T) {
 		{"cookies for all", synBacklogSmall, both(cookies(1000, 1000), mode("2")), none},
 		{"cookies for an unknown reason", synBacklogSmall, cookies(1000, 1000), none},
 		{"dropped, and half as many come to be", synBacklogSmall, both(grown(dropped, 10), grown(passive, 5), mode("0"), noTraffic), warning},
+		{"dropped, and not counted by themselves", synBacklogSmall, both(grown(dropped, 0), grown(drops, 10), grown(passive, 5), mode("0")), warning},
 		{"dropped, and fewer come to be", synBacklogSmall, both(grown(dropped, 10), grown(passive, 4), mode("0")), none},
 		{"dropped, nothing else is known", synBacklogSmall, grown(dropped, 10), none},
 		{"dropped in a flood", synBacklogSmall, both(grown(dropped, 1000), grown(passive, 1000), mode("0"), halfOpen(128, 128, 128)), none},
@@ -95,6 +104,11 @@ func TestHalfOpen(t *testing.T) {
 		{"resets of our own", halfOpenResets, both(grown(resets, 199), grown(overflows, 100), sysctlIs(abort, "1")), none},
 		{"not resets of our own", halfOpenResets, both(grown(resets, 199), grown(overflows, 100), sysctlIs(abort, "0")), info},
 	})
+}
+
+// beforeToo has all that is half-open be so at the first look.
+func beforeToo(_ *observe.Host, n *observe.Netns) {
+	n.Listeners[0].HalfOpenBefore = n.Listeners[0].HalfOpen
 }
 
 // gaveUpAt is a listener where so many half-open connections have ended, and there are
@@ -137,6 +151,14 @@ func TestBurstNamesListener(t *testing.T) {
 	} {
 		qt.Check(t, qt.Equals(synBacklogSmall.find(watchedHost(test.change))[0].Subject, test.subject), qt.Commentf(test.name))
 	}
+	// Nothing is made smaller than it is, and nothing set that is so already.
+	for _, changes := range []change{burst, both(burst, sysctlIs("net.core.somaxconn", "16384"))} {
+		f := synBacklogSmall.find(watchedHost(changes))[0]
+		f.Rule = synBacklogSmall
+		qt.Check(t, qt.HasLen(f.Settings(), 0))
+	}
+	f := synBacklogSmall.find(watchedHost(both(burst, sysctlIs("net.core.somaxconn", "128"))))[0]
+	qt.Check(t, qt.DeepEquals(f.Sysctls, []Setting{longerBacklog}))
 }
 
 // A healthy busy host has nothing that these rules find.

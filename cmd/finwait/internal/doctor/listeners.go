@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 )
 
 var listenerRules = []*Rule{slowAccept, acceptQueueOverflow, listenBacklogSmall, synFlood, synBacklogSmall, halfOpenResets}
@@ -23,6 +24,8 @@ const (
 	// manyOverflows a second, if they are that share of what comes, are critical.
 	manyOverflows = 10
 	overflowShare = 0.1
+	// defaultSomaxconn is net.core.somaxconn as the kernel has it since Linux 5.4.
+	defaultSomaxconn = 4096
 )
 
 const raiseBacklog = "Raise the backlog that the application gives to listen: listen 80 backlog=4096 in nginx, ListenBackLog in Apache, SOMAXCONN in your own code. The kernel cuts it to net.core.somaxconn."
@@ -105,7 +108,7 @@ func slowAcceptAt(h *observe.Host, n *observe.Netns, e *entrance, slow []*observ
 	f := Finding{
 		Severity: Warning,
 		Subject:  e.local.String(),
-		Summary:  fmt.Sprintf("%s connections wait to be accepted at %s, which has room for %s", number(uint64(l.Queue)), e.local, number(room(l))),
+		Summary:  fmt.Sprintf("%s connections wait to be accepted at %s, which has room for %s", prose.Number(uint64(l.Queue)), e.local, prose.Number(room(l))),
 		Facts:    []Fact{{"waiting", uint64(l.Queue)}, {"waiting_before", uint64(l.QueueBefore)}, {"backlog", uint64(l.Backlog)}},
 	}
 	overflows, known := n.Counted["TcpExt.ListenOverflows"]
@@ -196,8 +199,8 @@ func findAcceptOverflow(h *observe.Host, n *observe.Netns) []Finding {
 	if abort == 1 || h.PerSecond(overflows) >= manyOverflows && float64(overflows) >= overflowShare*float64(overflows+opened) {
 		f.Severity = Critical
 	}
-	f.Summary = fmt.Sprintf("%s SYNs or ACKs dropped since an accept queue was full, %s a second", number(overflows), rate(h.PerSecond(overflows)))
-	nameOverflowing(&f, h, n)
+	f.Summary = fmt.Sprintf("%s dropped because an accept queue was full, %s a second", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), prose.Rate(h.PerSecond(overflows)))
+	f.Sysctls = moreConnections(n, nameOverflowing(&f, h, n))
 	if abort == 1 {
 		f.Sysctls = append(f.Sysctls, Setting{"net.ipv4.tcp_abort_on_overflow = 0", "the default: the client tries again instead of being reset"})
 	}
@@ -206,8 +209,8 @@ func findAcceptOverflow(h *observe.Host, n *observe.Netns) []Finding {
 
 // nameOverflowing says which listeners may have overflowed, which the kernel does not
 // count: those whose queue is full now or was, or else half full, or else too small for
-// what comes.
-func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) {
+// what comes. It returns the likeliest, nil if none is likely.
+func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) *observe.Listener {
 	full := slices.DeleteFunc(pointers(n.Listeners), func(l *observe.Listener) bool { return !isFull(l) && !wasFull(l) })
 	if len(full) == 0 {
 		f.Summary += ": bursts, which were over at both looks"
@@ -219,7 +222,7 @@ func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) {
 		}
 	}
 	if len(full) == 0 {
-		return
+		return nil
 	}
 	slices.SortStableFunc(full, func(a, b *observe.Listener) int { return byFill(b, a) })
 	var names []string
@@ -233,21 +236,22 @@ func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) {
 		f.Facts = append(f.Facts, processFacts(first.Owner)...)
 	}
 	f.Facts = append(f.Facts, Fact{"backlog", uint64(first.Backlog)})
-	f.Sysctls = moreConnections(n, first)
+	return first
 }
 
-// moreConnections returns the setting that lets a listener have a longer backlog; it is
-// empty, and not nil, if the application alone limits it.
+// moreConnections returns the setting that lets a listener have a longer backlog, or any
+// if it is nil. It is empty, and not nil, if the application alone limits it, or if it is
+// not known what would be more.
 func moreConnections(n *observe.Netns, l *observe.Listener) []Setting {
 	limit, known := n.Sysctls.Int("net.core.somaxconn")
 	switch {
-	case !known:
-		return nil
-	case int64(l.Backlog) < limit:
+	case l == nil && known && limit < defaultSomaxconn:
+		return []Setting{longerBacklog}
+	case l == nil || !known || int64(l.Backlog) < limit:
 		return []Setting{}
 	}
 	return []Setting{{
-		fmt.Sprintf("net.core.somaxconn = %d", max(4*limit, 4096)),
+		fmt.Sprintf("net.core.somaxconn = %d", max(4*limit, defaultSomaxconn)),
 		"it cuts the backlog of this listener, or the application asks for just as much. It holds for sockets that call listen after it: restart the service",
 	}}
 }
@@ -267,7 +271,7 @@ var listenBacklogSmall = &Rule{
 	When: `a listener, or those that share its address and port, takes 100 connections a second or more, and what comes in 50
 		milliseconds is more than its backlog. Not if accept queues have overflowed meanwhile (accept-queue-overflow tells),
 		nor if bursts have found no room for half-open connections (syn-backlog-small), nor if it does not accept fast enough
-		(slow-accept).`,
+		(slow-accept). A log does not tell: it is of another time than the listeners.`,
 	Why: `Nothing is wrong as long as the process accepts at once. It need only pause for some milliseconds, in a garbage
 		collection, for the disk, or for want of CPU, and the queue is full and drops SYNs: those clients wait a second.`,
 	Application: []string{raiseBacklog},
@@ -280,7 +284,7 @@ var listenBacklogSmall = &Rule{
 
 // isSmall reports whether what comes fills an entrance's queues in a short pause.
 func isSmall(h *observe.Host, e *entrance) bool {
-	if h.Traffic == nil {
+	if h.Traffic == nil || !h.Traffic.Enough(e.opened, busyListener) {
 		return false
 	}
 	perSecond := h.Traffic.Rate(e.opened)
@@ -302,7 +306,7 @@ func findSmallBacklog(h *observe.Host, n *observe.Netns) []Finding {
 		f := Finding{
 			Severity: Info,
 			Subject:  e.local.String(),
-			Summary:  fmt.Sprintf("%s takes %s connections a second, which fill its backlog of %s in %s ms", e.local, rate(perSecond), number(e.backlog), rate(full)),
+			Summary:  fmt.Sprintf("%s takes %s connections a second, which fill its backlog of %s in %s ms", e.local, about(h.Traffic)+prose.Rate(perSecond), prose.Number(e.backlog), prose.Rate(full)),
 			Facts:    []Fact{{"opened_per_second", perSecond}, {"backlog", e.backlog}, {"full_after_ms", full}},
 			Sysctls:  moreConnections(n, e.listeners[0]),
 		}

@@ -2,8 +2,10 @@ package doctor
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
@@ -13,20 +15,25 @@ const (
 	// manyUnanswered and manyRefused are more attempts at one service than chance explains.
 	manyUnanswered = 10
 	manyRefused    = 10
+	// unansweredShare of all attempts at a service are more than are lost by chance.
+	unansweredShare = 0.05
 	// manySlow and slowShare are how many handshakes take a second before a lost packet is
 	// no chance.
 	manySlow  = 5
 	slowShare = 0.05
 )
 
+var fewerSYNs = Setting{"net.ipv4.tcp_syn_retries = 3", "connect then fails after 19 seconds (15 before Linux 6.5, which sends four SYNs more, one a second: tcp_syn_linear_timeouts), for all that connect in this namespace, also over paths that lose much. TCP_SYNCNT sets it for one socket"}
+
 var synSentPileup = &Rule{
 	ID:    "syn-sent-pileup",
 	Title: "A peer does not answer: connections hang in SYN_SENT",
 	Worst: Warning,
 	When: `at least 10 sockets to one address and port were in SYN_SENT all the time that the host was watched, and have
-		sent their SYN again; or at least 10 attempts ended meanwhile without an answer: by a timeout, by an ICMP error, or
-		because the process gave up after a second or more. Not if it is a listener of the same namespace whose accept
-		queue is full: slow-accept and accept-queue-overflow tell.`,
+		sent their SYN again; or at least 10 attempts, and a twentieth of all there, ended meanwhile without an answer: by a
+		timeout, by an ICMP error, or because the process gave up after a second or more. In more than a minute, as of a log,
+		10 are that many in ten seconds. Not if it is a listener of the same namespace whose accept queue is full: slow-accept
+		and accept-queue-overflow tell.`,
 	Why: `A port on which nobody listens answers at once with a reset. No answer is a firewall that drops, a host that is
 		down, a route that leads nowhere or back another way, or a listener whose queue is full. Each attempt holds a thread,
 		a descriptor and a local port until it times out: with the kernel's defaults after 131 seconds (127 before Linux
@@ -35,7 +42,7 @@ var synSentPileup = &Rule{
 		"See whether the address is still the right one, and try the port from elsewhere: a firewall often lets only some through.",
 		"Set a connect timeout of a second or a few, with a limit on attempts in flight and a pause that grows between them.",
 	},
-	Sysctls: []Setting{{"net.ipv4.tcp_syn_retries = 3", "connect then fails after 19 seconds (15 before Linux 6.5, which sends four SYNs more, one a second: tcp_syn_linear_timeouts), for all that connect in this namespace, also over paths that lose much. TCP_SYNCNT sets it for one socket"}},
+	Sysctls: []Setting{fewerSYNs},
 	Useless: []string{
 		"net.ipv4.tcp_fin_timeout and net.ipv4.tcp_tw_reuse: these connections were never open.",
 		"More local ports (net.ipv4.ip_local_port_range): more attempts then hang.",
@@ -48,9 +55,10 @@ var synSentPileup = &Rule{
 	find: eachPeer(findUnanswered),
 }
 
-func findUnanswered(_ *observe.Host, n *observe.Netns, p *peer) *ranked {
+func findUnanswered(h *observe.Host, n *observe.Netns, p *peer) *ranked {
 	unanswered := p.unanswered()
-	if p.resent < manyUnanswered && unanswered < manyUnanswered || isFullHere(n, p.service) {
+	failing := isOften(h.Traffic, unanswered, manyUnanswered, p.attempts()) && float64(unanswered) >= unansweredShare*float64(p.attempts())
+	if p.resent < manyUnanswered && !failing || isFullHere(n, p.service) {
 		return nil
 	}
 	f := Finding{Severity: Warning}
@@ -58,17 +66,50 @@ func findUnanswered(_ *observe.Host, n *observe.Netns, p *peer) *ranked {
 		f.Facts = append(f.Facts, Fact{"waiting_sockets", p.waiting}, Fact{"syn_retransmitted_sockets", p.resent})
 	}
 	if p.resent >= manyUnanswered {
-		f.Summary = fmt.Sprintf("%s connections to %s have no answer to their SYN", number(uint64(p.resent)), peerName(p.service))
+		f.Summary = fmt.Sprintf("%s connections to %s have no answer to their SYN", prose.Number(uint64(p.resent)), peerName(p.service))
 	} else {
-		f.Summary = fmt.Sprintf("%s connections to %s failed without an answer", number(unanswered), peerName(p.service))
+		f.Summary = fmt.Sprintf("%s of %s connections to %s failed without an answer", about(h.Traffic)+prose.Number(unanswered), prose.Number(p.attempts()), peerName(p.service))
 	}
 	if p.attempts() > 0 {
 		f.Facts = append(f.Facts, Fact{"opened", p.opened}, Fact{"timed_out", p.timedOut}, Fact{"unreachable", p.unreachable}, Fact{"given_up", p.givenUp()})
 	}
 	if n != nil {
 		f.Facts = append(f.Facts, connectTimeoutFacts(n.Sysctls)...)
+		f.Sysctls = lowered(n, fewerSYNs)
 	}
 	return &ranked{f, uint64(p.resent) + unanswered}
+}
+
+// isOften reports whether n, of all that the traffic has of its kind, are more than
+// chance explains: least that were seen. What adds up to that in a log of a week may be
+// nothing: in more than a minute they are as many in ten seconds, or a hundredth of all.
+func isOften(t *observe.Traffic, n, least, all uint64) bool {
+	switch {
+	case t == nil || !t.Enough(n, least):
+		return false
+	case t.Duration() <= time.Minute:
+		return true
+	}
+	return 10*t.Rate(n) >= float64(least) || 100*n >= all
+}
+
+// about is the word before a number of traffic that is an estimate.
+func about(t *observe.Traffic) string {
+	if t.Estimated {
+		return "about "
+	}
+	return ""
+}
+
+// lowered returns a setting that lowers a sysctl, none if that is as low already.
+func lowered(n *observe.Netns, s Setting) []Setting {
+	name, value := s.Split()
+	if running, ok := n.Sysctls.Int(name); ok {
+		if low, _ := sysctl.ParseInt(value); running <= low {
+			return []Setting{}
+		}
+	}
+	return []Setting{s}
 }
 
 func connectTimeoutFacts(v sysctl.Values) []Fact {
@@ -90,27 +131,33 @@ func connectTimeout(v sysctl.Values) (seconds float64, ok bool) {
 	if !ok {
 		return 0, false
 	}
+	if linear, ok := v.Int("net.ipv4.tcp_syn_linear_timeouts"); ok {
+		seconds = float64(linear)
+	}
+	return seconds + waits(v, retries), true
+}
+
+// waits returns how many seconds go by until the kernel gives up a handshake of which it
+// repeats a segment so many times.
+func waits(v sysctl.Values, retries int64) (seconds float64) {
 	longest := 120.0
 	if ms, ok := v.Int("net.ipv4.tcp_rto_max_ms"); ok {
 		longest = float64(ms) / 1000
-	}
-	if linear, ok := v.Int("net.ipv4.tcp_syn_linear_timeouts"); ok {
-		seconds = float64(linear)
 	}
 	wait := 1.0
 	for range retries + 1 {
 		seconds += min(wait, longest)
 		wait *= 2
 	}
-	return seconds, true
+	return seconds
 }
 
 var connectRefused = &Rule{
 	ID:    "connect-refused",
 	Title: "Connections are refused: nobody listens there",
 	Worst: Warning,
-	When: `at least 10 connections to one address and port were answered with a reset while the host was watched. A warning
-		if all were, info if some were not.`,
+	When: `at least 10 connections to one address and port were answered with a reset while the host was watched; in more than
+		a minute, as of a log, as many in ten seconds or a hundredth of all. A warning if all were, info if some were not.`,
 	Why: `A reset that answers a SYN says that the host is there and that nobody listens on the port: the service is down,
 		starting, or elsewhere; or a firewall rejects with a reset. It costs little, but what needs the service does without
 		it, and a client that tries again at once makes load of it. If only some are refused, one of several behind the
@@ -127,18 +174,18 @@ var connectRefused = &Rule{
 	find: eachPeer(findRefused),
 }
 
-func findRefused(_ *observe.Host, _ *observe.Netns, p *peer) *ranked {
-	if p.refused < manyRefused {
+func findRefused(h *observe.Host, _ *observe.Netns, p *peer) *ranked {
+	if !isOften(h.Traffic, p.refused, manyRefused, p.attempts()) {
 		return nil
 	}
 	f := Finding{
 		Severity: Info,
-		Summary:  fmt.Sprintf("%s of %s connections to %s refused", number(p.refused), number(p.attempts()), peerName(p.service)),
+		Summary:  fmt.Sprintf("%s of %s connections to %s refused", about(h.Traffic)+prose.Number(p.refused), prose.Number(p.attempts()), peerName(p.service)),
 		Facts:    []Fact{{"refused", p.refused}, {"attempts", p.attempts()}, {"opened", p.opened}},
 	}
 	if p.refused == p.attempts() {
 		f.Severity = Warning
-		f.Summary = fmt.Sprintf("all %s connections to %s refused: nobody listens there", number(p.refused), peerName(p.service))
+		f.Summary = fmt.Sprintf("all %s connections to %s refused: nobody listens there", about(h.Traffic)+prose.Number(p.refused), peerName(p.service))
 	}
 	return &ranked{f, p.refused}
 }
@@ -148,8 +195,8 @@ var slowHandshake = &Rule{
 	Title: "Handshakes take a second: SYNs are lost",
 	Worst: Warning,
 	When: `of the connections to one address and port that came to be while the host was watched, at least 5 and at least 5 %
-		were in SYN_SENT for a second or more. Not if it is a listener of the same namespace whose accept queue is, or was,
-		full: slow-accept and accept-queue-overflow tell.`,
+		were in SYN_SENT for a second or more. Not if it is a listener of the same namespace, and accept queues have
+		overflowed there meanwhile: slow-accept and accept-queue-overflow tell.`,
 	Why: `A handshake takes one round trip. The kernel repeats a SYN that is not answered after one second, so a second or
 		more says that the first SYN, or its answer, was lost or dropped. A listener drops SYNs when one of its queues is
 		full; a firewall when its table of connections is; a path when it is overloaded. Each such connection is a request
@@ -170,14 +217,14 @@ var slowHandshake = &Rule{
 	find: eachPeer(findSlowHandshake),
 }
 
-func findSlowHandshake(_ *observe.Host, n *observe.Netns, p *peer) *ranked {
+func findSlowHandshake(h *observe.Host, n *observe.Netns, p *peer) *ranked {
 	all, slow := p.handshake.Count(), aSecond(&p.handshake)
-	if slow < manySlow || float64(slow) < slowShare*float64(all) || hasOverflowedHere(n, p.service) {
+	if h.Traffic == nil || !h.Traffic.Enough(slow, manySlow) || float64(slow) < slowShare*float64(all) || hasOverflowedHere(n, p.service) {
 		return nil
 	}
 	return &ranked{Finding{
 		Severity: Warning,
-		Summary:  fmt.Sprintf("%s handshakes with %s took a second or more", ratio(slow, all), peerName(p.service)),
+		Summary:  fmt.Sprintf("%s handshakes with %s took a second or more", about(h.Traffic)+ratio(slow, all), peerName(p.service)),
 		Facts: []Fact{
 			{"slow_handshakes", slow}, {"measured_handshakes", all},
 			{"longest_seconds", p.handshake.Max.Seconds()},

@@ -160,6 +160,11 @@ func TestOpening(t *testing.T) {
 		}, none},
 		{"nine ended", synSentPileup, trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 5, tracer.ReasonUnreachable: 4})), none},
 		{"ten ended", synSentPileup, trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 5, tracer.ReasonUnreachable: 5})), one},
+		{"ten of two hundred", synSentPileup, trafficOf(clients(190, reasons{tracer.ReasonTimeoutHandshake: 10})), one},
+		{"ten of two hundred and one", synSentPileup, trafficOf(clients(191, reasons{tracer.ReasonTimeoutHandshake: 10})), none},
+		{"ten wait and many come to be", synSentPileup, both(hanging(10), trafficOf(clients(10_000, nil))), one},
+		{"ten of a sample of ten seen", synSentPileup, both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), ofSample(10)), one},
+		{"ten of a sample of one seen", synSentPileup, both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), ofSample(100)), none},
 		{"given up at once", synSentPileup, trafficOf(dwell(clients(0, reasons{tracer.ReasonClosed: 23}), times{999 * time.Millisecond: 23}, nil)), none},
 		{"given up after a second", synSentPileup, trafficOf(dwell(clients(0, reasons{tracer.ReasonClosed: 23}), times{time.Second: 10, time.Millisecond: 13}, nil)), one},
 		{"some given up at once, others slow", synSentPileup, trafficOf(dwell(clients(23, reasons{tracer.ReasonClosed: 23}), times{time.Millisecond: 23}, times{time.Second: 23})), none},
@@ -175,7 +180,12 @@ func TestOpening(t *testing.T) {
 		}, none},
 		{"a log alone", synSentPileup, func(h *observe.Host, _ *observe.Netns) {
 			h.Traffic.Flows = []observe.Flow{clients(0, reasons{tracer.ReasonTimeoutHandshake: 23})}
-			h.Namespaces = nil
+			h.Namespaces, h.Traffic.Source = nil, observe.SourceLog
+		}, one},
+		{"a log of another namespace", synSentPileup, func(h *observe.Host, _ *observe.Netns) {
+			f := clients(0, reasons{tracer.ReasonTimeoutHandshake: 23})
+			f.Netns = 2
+			h.Traffic.Flows, h.Traffic.Source = []observe.Flow{f}, observe.SourceLog
 		}, one},
 		{"a listener here that is full", synSentPileup, both(hanging(23), toLoopback, listenerFull), none},
 		{"a listener of that port elsewhere", synSentPileup, both(hanging(23), listenerFull), one},
@@ -184,10 +194,17 @@ func TestOpening(t *testing.T) {
 		{"ten", connectRefused, trafficOf(clients(0, reasons{tracer.ReasonRefused: 10})), one},
 		{"ten and one came to be", connectRefused, trafficOf(clients(1, reasons{tracer.ReasonRefused: 10})), []string{"info"}},
 		{"ten and one timed out", connectRefused, trafficOf(clients(0, reasons{tracer.ReasonRefused: 10, tracer.ReasonTimeoutHandshake: 1})), []string{"info"}},
+		{"a hundredth in an hour", connectRefused, both(trafficOf(clients(990, reasons{tracer.ReasonRefused: 10})), lasted(time.Hour)), []string{"info"}},
+		{"less than a hundredth in an hour", connectRefused, both(trafficOf(clients(991, reasons{tracer.ReasonRefused: 10})), lasted(time.Hour)), none},
+		{"ten in ten seconds, for an hour", connectRefused, both(trafficOf(clients(1_000_000, reasons{tracer.ReasonRefused: 3600})), lasted(time.Hour)), []string{"info"}},
+		{"less than ten in ten seconds, for an hour", connectRefused, both(trafficOf(clients(1_000_000, reasons{tracer.ReasonRefused: 3599})), lasted(time.Hour)), none},
+		{"few in a minute", connectRefused, both(trafficOf(clients(1_000_000, reasons{tracer.ReasonRefused: 10})), lasted(time.Minute)), []string{"info"}},
+		{"a sample of nine", connectRefused, both(trafficOf(clients(0, reasons{tracer.ReasonRefused: 99})), ofSample(10)), none},
 		{"nothing is known", connectRefused, noTraffic, none},
 		{"flows are not known", connectRefused, noFlows, none},
 
 		{"five of a hundred", slowHandshake, trafficOf(slow), one},
+		{"five of a sample of one", slowHandshake, both(trafficOf(slow), ofSample(5)), none},
 		{"four of four", slowHandshake, trafficOf(dwell(clients(4, nil), nil, times{time.Second: 4})), none},
 		{"five of a hundred and one", slowHandshake, trafficOf(dwell(clients(101, nil), nil, times{time.Millisecond: 96, time.Second: 5})), none},
 		{"a long way", slowHandshake, trafficOf(dwell(clients(100, nil), nil, times{999 * time.Millisecond: 100})), none},
@@ -198,6 +215,47 @@ func TestOpening(t *testing.T) {
 		{"a listener here that does not", slowHandshake, both(trafficOf(slow), toLoopback, listenerFull), one},
 		{"nothing is known", slowHandshake, noTraffic, none},
 	})
+}
+
+// ofSample has each connection that was recorded stand for that many.
+func ofSample(weight uint64) change {
+	return func(h *observe.Host, _ *observe.Netns) { h.Traffic.Estimated, h.Traffic.Weight = true, weight }
+}
+
+// lasted is for how long traffic was seen.
+func lasted(d time.Duration) change {
+	return func(h *observe.Host, _ *observe.Netns) { h.Traffic.Until = h.Traffic.Since.Add(d) }
+}
+
+// A log tells of namespaces that are not there: which one it is, the summary says.
+func TestPeersOfLog(t *testing.T) {
+	h := watchedHost(both(trafficOf(clients(0, reasons{tracer.ReasonTimeoutHandshake: 100})), fromLog, ofSample(10)))
+	h.Traffic.Flows[0].Netns = 2
+	f := synSentPileup.find(h)[0]
+	qt.Check(t, qt.IsNil(f.Netns))
+	qt.Check(t, qt.Equals(f.Summary, "netns 2: about 100 of 100 connections to 192.0.2.1:443 failed without an answer"))
+	qt.Check(t, qt.Equals(fact(&f, "netns"), any(uint64(2))))
+}
+
+// What is low already is not lowered.
+func TestFewerRetries(t *testing.T) {
+	settingsOf := func(r *Rule, changes ...change) (lines []string) {
+		f := r.find(watchedHost(both(changes...)))[0]
+		f.Rule = r
+		for _, s := range f.Settings() {
+			lines = append(lines, s.Line)
+		}
+		return lines
+	}
+	for value, want := range map[string][]string{"1": nil, "3": nil, "4": {"net.ipv4.tcp_syn_retries = 3"}, "": {"net.ipv4.tcp_syn_retries = 3"}} {
+		qt.Check(t, qt.DeepEquals(settingsOf(synSentPileup, hanging(10), sysctlIs("net.ipv4.tcp_syn_retries", value)), want), qt.Commentf("%q", value))
+	}
+	const synAcks, on = "net.ipv4.tcp_synack_retries = 3", "net.ipv4.tcp_syncookies = 1"
+	for value, want := range map[string][]string{"0": nil, "3": nil, "4": {synAcks}, "": {synAcks}} {
+		retries := sysctlIs("net.ipv4.tcp_synack_retries", value)
+		qt.Check(t, qt.DeepEquals(settingsOf(synFlood, halfOpen(4096, 100, 100), retries), want), qt.Commentf("%q", value))
+		qt.Check(t, qt.DeepEquals(settingsOf(synFlood, halfOpen(4096, 100, 100), retries, mode("0")), append([]string{on}, want...)), qt.Commentf("%q", value))
+	}
 }
 
 func TestPeerFacts(t *testing.T) {

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -156,13 +157,14 @@ func processFacts(p observe.Process) []Fact {
 }
 
 // eachPeer makes the find of a rule that looks at one peer at a time. find returns nil if
-// nothing is wrong; n is nil if only a log was read.
+// nothing is wrong; n is nil if the namespace is known from a log alone.
 func eachPeer(find func(h *observe.Host, n *observe.Netns, p *peer) *ranked) func(*observe.Host) []Finding {
 	return func(h *observe.Host) []Finding {
 		var all []ranked
 		for _, p := range peersOf(h) {
 			n := netnsOf(h, p.netns)
-			if n == nil && len(h.Namespaces) > 0 {
+			isLogged := h.Traffic != nil && h.Traffic.Source == observe.SourceLog
+			if n == nil && !isLogged {
 				continue // nobody has asked for that namespace
 			}
 			f := find(h, n, p)
@@ -173,6 +175,7 @@ func eachPeer(find func(h *observe.Host, n *observe.Netns, p *peer) *ranked) fun
 			f.Facts = append(f.Facts, p.facts()...)
 			if n == nil {
 				f.Facts = append(f.Facts, Fact{"netns", uint64(p.netns)})
+				f.Summary = fmt.Sprintf("netns %d: %s", p.netns, f.Summary)
 			}
 			all = append(all, *f)
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
@@ -103,7 +104,7 @@ func judgeLine(h *observe.Host, n *observe.Netns, key string, line sysctl.Line) 
 		}
 	default:
 		j.Verdict, j.Why, j.Rule = o.verdict, o.why, o.rule
-		if running, ok := n.Sysctls[key]; ok && !sysctl.Equal(running, line.Value) && j.Rule == "" {
+		if running, ok := n.Sysctls[key]; ok && !isApplied(key, line.Value, running) && j.Rule == "" {
 			j.Rule = sysctlNotApplied
 		}
 	}
@@ -205,13 +206,7 @@ func (w world) int(key string) (int64, bool) {
 	if !ok {
 		return 0, false
 	}
-	return parseInt(v)
-}
-
-// parseInt reads a number as it may stand in a file.
-func parseInt(text string) (int64, bool) {
-	n, err := strconv.ParseInt(text, 0, 64)
-	return n, err == nil
+	return sysctl.ParseInt(v)
 }
 
 // slots returns the number of slots in the namespace's table of connections, from which
@@ -280,7 +275,7 @@ func judged(id string) func(*observe.Host) []Finding {
 		}
 		for at, n := range more {
 			all[at].Facts = append(all[at].Facts, Fact{"other_network_namespaces", n})
-			all[at].Summary += fmt.Sprintf(", here and in %s other network namespaces", number(uint64(n)))
+			all[at].Summary += ", here and in " + prose.Count(uint64(n), "other network namespace", "other network namespaces")
 		}
 		return foldSettings(all)
 	}
@@ -340,7 +335,7 @@ func (s *setting) undo(w world, line sysctl.Line, set bool) []Setting {
 	case set && overridesOther(w.host, s.key, line, def):
 		note += ": put it in place of " + where(line) + ", for without it another line sets it, and set it once with sysctl -w"
 	case set:
-		note += ": delete " + where(line) + ", and set this once with sysctl -w"
+		note += ": put it in place of " + where(line) + ", or delete that and set this once with sysctl -w"
 	case !w.netns.Host:
 		note += ": put it where the namespace's container is described, or set it inside with sysctl -w"
 	case line.File != "":
@@ -382,15 +377,13 @@ func lineFacts(h *observe.Host, key string, line sysctl.Line) []Fact {
 	return facts
 }
 
-// mostSettings is how many findings a rule of settings has at most.
-const mostSettings = 5
-
-// foldSettings makes one finding of those that are too many.
+// foldSettings is fold for settings: the finding that stands for those beyond a handful has
+// their lines, and names some of them.
 func foldSettings(all []Finding) []Finding {
-	if len(all) <= mostSettings {
+	if len(all) <= handful+1 {
 		return all
 	}
-	rest := all[mostSettings-1:]
+	rest := all[handful:]
 	var subjects []string
 	last := Finding{Netns: rest[0].Netns, Sysctls: []Setting{}}
 	for _, f := range rest {
@@ -407,7 +400,16 @@ func foldSettings(all []Finding) []Finding {
 	if len(subjects) > 1 {
 		last.Subject = fmt.Sprintf("%s and %d more", subjects[0], len(subjects)-1)
 	}
-	last.Summary = fmt.Sprintf("the same of %d more: %s", len(rest), strings.Join(subjects, ", "))
+	last.Summary = fmt.Sprintf("the same of %d more: %s", len(rest), aHandful(subjects))
 	last.Facts = []Fact{{"more", len(rest)}, {"sysctl", strings.Join(subjects, ", ")}}
-	return append(all[:mostSettings-1:mostSettings-1], last)
+	return append(all[:handful:handful], last)
+}
+
+// aHandful lists the first of them, and says how many there are besides.
+func aHandful(all []string) string {
+	text := strings.Join(all[:min(handful, len(all))], ", ")
+	if more := len(all) - handful; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 )
 
@@ -133,7 +134,7 @@ func findOverridden(h *observe.Host, n *observe.Netns, key string) (Finding, boo
 	f := Finding{
 		Severity: Info,
 		Subject:  key,
-		Summary:  fmt.Sprintf("%s is %s by %s, which overrides %s", key, last.Value, where(last), strings.Join(lost, ", ")),
+		Summary:  fmt.Sprintf("%s is %s by %s, which overrides %s", key, last.Value, where(last), aHandful(lost)),
 		Facts:    append(placeFacts(last), Fact{"sysctl", key}, Fact{"value", last.Value}, Fact{"overrides", strings.Join(lost, ", ")}),
 	}
 	if running, ok := n.Sysctls[key]; ok {
@@ -176,29 +177,46 @@ var settingNotApplied = &Rule{
 	find:       eachSet(findNotApplied),
 }
 
+// unordered are sysctls whose value is a set of words: the kernel has them in an order of
+// its own.
+var unordered = []string{"net.ipv4.tcp_allowed_congestion_control"}
+
 // rounded are sysctls of which the kernel takes another value than the one written.
 var rounded = []string{"net.netfilter.nf_conntrack_buckets", "net.ipv4.tcp_fastopen_key"}
+
+// isApplied reports whether a sysctl that was set to a value runs with it.
+func isApplied(key, value, running string) bool {
+	if slices.Contains(rounded, key) {
+		return true
+	}
+	if slices.Contains(unordered, key) {
+		return slices.Equal(slices.Sorted(strings.FieldsSeq(value)), slices.Sorted(strings.FieldsSeq(running)))
+	}
+	return sysctl.Equal(value, running)
+}
 
 func findNotApplied(h *observe.Host, n *observe.Netns, key string) (Finding, bool) {
 	last, set := h.Settings.Last(key)
 	running, ok := n.Sysctls[key]
-	if !set || !ok || sysctl.Equal(last.Value, running) || slices.Contains(rounded, key) {
+	if !set || !ok || isApplied(key, last.Value, running) {
 		return Finding{}, false
 	}
-	line := key + " = " + running
-	if running == "" {
-		line = key + " ="
-	}
-	return Finding{
+	f := Finding{
 		Severity: Warning,
 		Subject:  key,
 		Summary:  fmt.Sprintf("%s is %s, and %s says %s", key, orNothing(running), where(last), orNothing(last.Value)),
 		Facts:    append([]Fact{{"sysctl", key}, {"value", last.Value}, {"running", running}}, lineFacts(h, key, last)...),
-		Sysctls: []Setting{
-			{line, "in place of " + where(last) + ", to keep what runs"},
-			{key + " = " + last.Value, "once with sysctl -w, to have what the file says"},
-		},
-	}, true
+		Sysctls:  []Setting{},
+	}
+	// Of a value that is better not had another finding has the line to set.
+	s := settingOf(key)
+	if s.opinion(world{h, n, true}, last.Value).rule == "" && s.opinion(world{h, n, false}, running).rule == "" && last.Value != "" {
+		f.Sysctls = []Setting{{
+			key + " = " + last.Value,
+			fmt.Sprintf("what the file says; if what runs is right, put %s there instead: %s", orNothing(running), where(last)),
+		}}
+	}
+	return f, true
 }
 
 func orNothing(value string) string {
@@ -212,7 +230,7 @@ var settingConfNotRead = &Rule{
 	ID:    sysctlConfNotRead,
 	Title: "/etc/sysctl.conf sets TCP sysctls, and is not read at the start",
 	Worst: Info,
-	When:  "/etc/sysctl.conf sets sysctls of TCP, and no file of the sysctl.d folders is a link to it.",
+	When:  "systemd runs the host, /etc/sysctl.conf sets sysctls of TCP, and no file of the sysctl.d folders is a link to it.",
 	Why: `When the host starts, systemd-sysctl reads the sysctl.d folders alone. Some distributions link to /etc/sysctl.conf from
 		there, as Debian did before version 13. Without the link its lines hold only once somebody has called sysctl -p or sysctl
 		--system, and are gone after the next start.`,
@@ -244,7 +262,7 @@ func findConfNotRead(h *observe.Host) []Finding {
 		Severity: Info,
 		Netns:    n,
 		Subject:  sysctlConf,
-		Summary:  fmt.Sprintf("%s sets %d sysctls of TCP, and systemd-sysctl does not read it", sysctlConf, len(keys)),
+		Summary:  fmt.Sprintf("%s sets %s of TCP, and systemd-sysctl does not read it", sysctlConf, prose.Count(uint64(len(keys)), "sysctl", "sysctls")),
 		Facts:    []Fact{{"file", sysctlConf}, {"sysctls", strings.Join(sortedKeys(keys), ", ")}, {"running_all_the_same", running}},
 		Sysctls:  []Setting{},
 	}}
@@ -252,9 +270,10 @@ func findConfNotRead(h *observe.Host) []Finding {
 
 const sysctlConf = "/etc/sysctl.conf"
 
-// unreadLines are the lines of /etc/sysctl.conf that bear on TCP, if nothing reads it.
+// unreadLines are the lines of /etc/sysctl.conf that bear on TCP, if nothing reads it. What
+// starts hosts without systemd reads it.
 func unreadLines(h *observe.Host) (lines []sysctl.Line) {
-	if h.Settings.Conf.Read {
+	if h.Settings.Conf.Read || !h.Settings.Systemd {
 		return nil
 	}
 	for _, line := range h.Settings.Conf.Lines {

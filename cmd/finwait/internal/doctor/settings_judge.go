@@ -1,13 +1,11 @@
 package doctor
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/cmd/finwait/internal/sysctl"
 	"github.com/finwait/finwait/tracer"
 )
@@ -28,11 +26,12 @@ func judgeRecycle(world, string) opinion {
 	}
 }
 
-// manyOrphans is from how many orphans in FIN_WAIT2 a lower tcp_fin_timeout serves them.
+// manyOrphans is from how many orphans in FIN_WAIT2, by default, a lower tcp_fin_timeout
+// serves them.
 const manyOrphans = 50
 
 func judgeFinTimeout(w world, value string) opinion {
-	seconds, ok := parseInt(value)
+	seconds, ok := sysctl.ParseInt(value)
 	if !ok || seconds == 60 {
 		return opinion{}
 	}
@@ -44,13 +43,21 @@ func judgeFinTimeout(w world, value string) opinion {
 	}
 	o := opinion{verdict: VerdictEffective, facts: []Fact{{"fin_wait2_orphans", orphans}}}
 	const what = "It is how long an orphan in FIN_WAIT2 waits for the peer to close; TIME_WAIT is 60 s whatever it says."
-	if seconds > 60 || orphans >= manyOrphans {
-		o.why = fmt.Sprintf("%s There are %s such orphans now.", what, number(uint64(orphans)))
+	running, known := w.netns.Sysctls.Int("net.ipv4.tcp_fin_timeout")
+	if !known {
+		running = seconds
+	}
+	// As it runs, it has made them fewer than they would be by default.
+	if seconds > 60 || int64(orphans)*60 >= manyOrphans*max(running, 1) {
+		o.why = fmt.Sprintf("%s There are %s such orphans now.", what, prose.Number(uint64(orphans)))
 		return o
 	}
 	o.verdict, o.rule, o.severity = VerdictNoEffect, sysctlFinTimeout, Info
 	o.says = "does not shorten TIME_WAIT"
-	o.why = fmt.Sprintf("%s There are %d such orphans now, so there is nothing for it to do.", what, orphans)
+	o.why = what + " There are none now, so there is nothing for it to do."
+	if orphans > 0 {
+		o.why = fmt.Sprintf("%s There are few now: %d.", what, orphans)
+	}
 	return o
 }
 
@@ -80,14 +87,14 @@ func judgeReuse(w world, value string) opinion {
 	inbound := w.netns.TimeWaitInbound
 	switch {
 	case outgoing > 0:
-		return opinion{verdict: VerdictEffective, why: fmt.Sprintf("%s There are %s such ports now, to other hosts.", what, number(uint64(outgoing)))}
+		return opinion{verdict: VerdictEffective, why: fmt.Sprintf("%s There are %s such ports now, to other hosts.", what, prose.Number(uint64(outgoing)))}
 	case inbound == 0:
 		return opinion{verdict: VerdictEffective, why: what + " There are none to other hosts in TIME_WAIT now."}
 	}
 	return opinion{
 		verdict: VerdictNoEffect, rule: sysctlReuseInbound, severity: Info,
-		says: fmt.Sprintf("does nothing for the %s sockets in TIME_WAIT here, which are of inbound connections", number(uint64(inbound))),
-		why:  fmt.Sprintf("%s There are none to other hosts in TIME_WAIT now, and %s of inbound connections.", what, number(uint64(inbound))),
+		says: fmt.Sprintf("does nothing for the %s sockets in TIME_WAIT here, which are of inbound connections", prose.Number(uint64(inbound))),
+		why:  fmt.Sprintf("%s There are none to other hosts in TIME_WAIT now, and %s of inbound connections.", what, prose.Number(uint64(inbound))),
 		facts: []Fact{
 			{"time_wait_inbound", inbound}, {"time_wait_to_other_hosts", outgoing},
 			{"time_wait_sockets", w.netns.States[tracer.StateTimeWait]},
@@ -96,16 +103,16 @@ func judgeReuse(w world, value string) opinion {
 }
 
 func judgeMaxTimeWait(w world, value string) opinion {
-	limit, ok := parseInt(value)
+	limit, ok := sysctl.ParseInt(value)
 	def, known := w.share(2, 0)
 	if !ok || !known || limit >= def {
 		return opinion{}
 	}
 	return opinion{
 		verdict: VerdictHarmful, rule: sysctlMaxTimeWait, severity: Warning,
-		says: fmt.Sprintf("is lower than the default, %s: it breaks TIME_WAIT rather than sparing it", number(uint64(def))),
+		says: fmt.Sprintf("is lower than the default, %s: it breaks TIME_WAIT rather than sparing it", prose.Number(uint64(def))),
 		why: fmt.Sprintf(`It is lower than the default, %s. Beyond it connections end without TIME_WAIT, and without what TIME_WAIT
-			protects from; a socket in TIME_WAIT is some 250 bytes.`, number(uint64(def))),
+			protects from; a socket in TIME_WAIT is some 250 bytes.`, prose.Number(uint64(def))),
 		facts: []Fact{{"time_wait_sockets", w.netns.States[tracer.StateTimeWait]}},
 	}
 }
@@ -163,7 +170,7 @@ func judgeTimestamps(_ world, value string) opinion {
 }
 
 func judgeSynBacklog(w world, value string) opinion {
-	limit, ok := parseInt(value)
+	limit, ok := sysctl.ParseInt(value)
 	cookies, known := w.value("net.ipv4.tcp_syncookies")
 	if !ok || !known {
 		return opinion{}
@@ -176,7 +183,7 @@ func judgeSynBacklog(w world, value string) opinion {
 		}
 	}
 	def, hasDefault := w.share(128, 128)
-	if hasDefault && limit == def {
+	if !hasDefault || limit == def {
 		return opinion{}
 	}
 	o := opinion{
@@ -184,8 +191,8 @@ func judgeSynBacklog(w world, value string) opinion {
 		why: `The kernel looks at it only if net.ipv4.tcp_syncookies is 0 (tcp_conn_request). What bounds half-open connections is
 			the listener's backlog, which net.core.somaxconn bounds.`,
 	}
-	if w.next && (!hasDefault || limit > def) {
-		o.rule, o.severity = sysctlSynBacklog, Info
+	if w.next && limit > def {
+		o.rule, o.severity, o.instead = sysctlSynBacklog, Info, []Setting{}
 		o.says = "does nothing, as net.ipv4.tcp_syncookies is not 0"
 		o.facts = []Fact{{"tcp_syncookies", cookies}}
 		if most, ok := w.value("net.core.somaxconn"); ok {
@@ -212,18 +219,18 @@ func judgePortRange(w world, value string) opinion {
 	if len(taken) == 0 {
 		return opinion{}
 	}
-	ports := joinPorts(nil, taken)
+	ports := portList(slices.Clone(taken))
 	note := "outgoing connections leave these ports alone, and whoever asks for them by number gets them"
 	if line, set := setLine(w, "net.ipv4.ip_local_reserved_ports"); set {
 		note += "; in place of " + where(line)
 	}
 	return opinion{
 		verdict: VerdictEffective, rule: sysctlPortRange, severity: Info,
-		says: fmt.Sprintf("has the ports of %d services in it, which outgoing connections may take before they start", len(taken)),
+		says: fmt.Sprintf("has the ports of %s in it, which outgoing connections may take before they start", prose.Count(uint64(len(taken)), "service", "services")),
 		why: fmt.Sprintf(`It gives outgoing connections %s ports, and among them those of services: %s. One that is taken when its service
-			starts makes it fail.`, number(uint64(max(ends[1]-ends[0]+1, 0))), ports),
+			starts makes it fail.`, prose.Number(uint64(max(ends[1]-ends[0]+1, 0))), ports),
 		facts:   []Fact{{"ports", ports}, {"services", len(taken)}},
-		instead: []Setting{{"net.ipv4.ip_local_reserved_ports = " + joinPorts(kept, taken), note}},
+		instead: []Setting{{"net.ipv4.ip_local_reserved_ports = " + portList(slices.Concat(kept, taken)), note}},
 	}
 }
 
@@ -238,7 +245,7 @@ func setLine(w world, key string) (sysctl.Line, bool) {
 // exposedPorts returns the ports that somebody listens on and that an outgoing
 // connection could have, in order. Those of the default range are not among them: there
 // the kernel has chosen them for whoever asked for any.
-func exposedPorts(n *observe.Netns, first, last int64, kept []sysctl.PortRange) []uint16 {
+func exposedPorts(n *observe.Netns, first, last int64, kept []sysctl.PortRange) (exposed []sysctl.PortRange) {
 	var ports []uint16
 	for i := range n.Listeners {
 		port := n.Listeners[i].Local.Port()
@@ -249,33 +256,14 @@ func exposedPorts(n *observe.Netns, first, last int64, kept []sysctl.PortRange) 
 		ports = append(ports, port)
 	}
 	slices.Sort(ports)
-	return slices.Compact(ports)
-}
-
-// joinPorts returns the list of both as a sysctl has it, such as 3306,8080-8081.
-func joinPorts(ranges []sysctl.PortRange, ports []uint16) string {
-	all := slices.Clone(ranges)
-	for _, port := range ports {
-		all = append(all, sysctl.PortRange{First: port, Last: port})
+	for _, port := range slices.Compact(ports) {
+		exposed = append(exposed, sysctl.PortRange{First: port, Last: port})
 	}
-	slices.SortFunc(all, func(a, b sysctl.PortRange) int { return cmp.Compare(a.First, b.First) })
-	var texts []string
-	for i := 0; i < len(all); {
-		first, last := all[i].First, all[i].Last
-		for i++; i < len(all) && int(all[i].First) <= int(last)+1; i++ {
-			last = max(last, all[i].Last)
-		}
-		text := strconv.Itoa(int(first))
-		if last > first {
-			text += "-" + strconv.Itoa(int(last))
-		}
-		texts = append(texts, text)
-	}
-	return strings.Join(texts, ",")
+	return exposed
 }
 
 func judgeEstablishedTimeout(w world, value string) opinion {
-	timeout, ok := parseInt(value)
+	timeout, ok := sysctl.ParseInt(value)
 	idle, known := w.int("net.ipv4.tcp_keepalive_time")
 	if !ok || !known || timeout >= idle || w.netns.Conntrack == nil || w.netns.Conntrack.Entries == 0 {
 		return opinion{}

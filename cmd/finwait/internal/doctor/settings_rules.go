@@ -46,7 +46,7 @@ var settingRules = []*Rule{
 		ID:    sysctlFinTimeout,
 		Title: "tcp_fin_timeout is lowered, which does not shorten TIME_WAIT",
 		Worst: Info,
-		When:  "net.ipv4.tcp_fin_timeout is below 60 by a sysctl file or as it runs, and there are less than 50 orphans in FIN_WAIT2, which it is for.",
+		When:  "net.ipv4.tcp_fin_timeout is below 60 by a sysctl file or as it runs, and with 60 there would be less than 50 orphans in FIN_WAIT2, which it is for.",
 		Why: `TIME_WAIT lasts 60 seconds, which is fixed when the kernel is compiled (TCP_TIMEWAIT_LEN). What the sysctl bounds is how
 			long a connection that the process has closed waits in FIN_WAIT2 for the peer's FIN. Here there are next to none of
 			these. It does little harm: a peer that closes later than that gets a reset.`,
@@ -175,7 +175,7 @@ var settingRules = []*Rule{
 		ID:    sysctlSynBacklog,
 		Title: "tcp_max_syn_backlog is raised, which does nothing",
 		Worst: Info,
-		When:  "a sysctl file sets net.ipv4.tcp_max_syn_backlog higher than the kernel's default, and net.ipv4.tcp_syncookies is not 0.",
+		When:  "a sysctl file sets net.ipv4.tcp_max_syn_backlog higher than the kernel's default, if that is known, and net.ipv4.tcp_syncookies is not 0.",
 		Why: `The half-open connections of a listener are bounded by its backlog: what listen(2) was given, at most net.core.somaxconn. If
 			there are more, new ones get cookies. tcp_max_syn_backlog is looked at only if cookies are off: then a listener that has
 			three quarters of it takes no more from hosts that it does not know (tcp_conn_request).`,

@@ -79,7 +79,7 @@ func (l *look) noteAbsent(asked []uint32, missed []tracer.MissedNetns) error {
 		}
 		what, why := fmt.Sprintf("network namespace %d", inode), errors.New("it is not there, or may not be looked into")
 		if i := slices.IndexFunc(missed, func(m tracer.MissedNetns) bool { return m.Netns == inode }); i >= 0 {
-			why = missed[i].Err
+			why = explained(missed[i].Err)
 		}
 		if len(l.spaces) == 0 {
 			return fmt.Errorf("%s: %w", what, why)

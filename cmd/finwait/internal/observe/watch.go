@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -45,12 +46,17 @@ type Options struct {
 // unseenTraffic is what nobody sees without a source.
 const unseenTraffic = "what happened to connections, for how long they were in a state, and why they ended"
 
+var errEmptyLog = errors.New("the log has no record to go by")
+
 // Watch looks at the host for a while. What it could not see is no error, but in
 // Host.Unseen; it returns an error if it could see no socket, or if the source that was
 // asked for does not work. When ctx is done, and Shortest is over, it looks for the last time.
 func Watch(ctx context.Context, opts *Options) (*Host, error) {
 	if opts.LogOnly {
 		t, err := opts.Log(ctx)
+		if err == nil && t.Until.IsZero() {
+			err = errEmptyLog
+		}
 		return &Host{Traffic: t}, err
 	}
 	h := &Host{}
@@ -96,6 +102,9 @@ func Watch(ctx context.Context, opts *Options) (*Host, error) {
 		return nil, errStop
 	case errStop != nil:
 		h.cannotSee(unseenTraffic, errStop)
+	}
+	if opts.Source == SourceLog && h.Traffic.Until.IsZero() {
+		h.cannotSee(unseenTraffic, errEmptyLog)
 	}
 	h.noteSettings(errSettings)
 	h.Unseen = append(w.unseen, h.Unseen...)
@@ -181,7 +190,7 @@ func (h *Host) compare(before, after *look) error {
 	if host == 0 {
 		h.Unseen = append(h.Unseen, Unseen{
 			What: "for which network namespace the sysctl files are",
-			Why:  "process 1 may not be looked into, which needs root with CAP_SYS_PTRACE",
+			Why:  "process 1 may not be looked into, which takes root, or CAP_SYS_PTRACE",
 		})
 	}
 	h.measure()
@@ -203,7 +212,7 @@ func (h *Host) noteMissed(looks ...*look) {
 		maps.Copy(unseen, l.unseen)
 	}
 	for _, inode := range slices.Sorted(maps.Keys(missed)) {
-		h.cannotSee("some network namespaces", fmt.Errorf("%d, such as %d: %w", len(missed), inode, missed[inode]))
+		h.cannotSee("some network namespaces", fmt.Errorf("%d, such as %d: %w", len(missed), inode, explained(missed[inode])))
 		break
 	}
 	if hidden > 0 {
@@ -220,7 +229,18 @@ func (h *Host) noteMissed(looks ...*look) {
 }
 
 func errHidden(processes int) error {
-	return fmt.Errorf("%d may not be looked into, which needs root with CAP_SYS_PTRACE", processes)
+	if os.Geteuid() == 0 {
+		return fmt.Errorf("%d may not be looked into, not even by root as it is here", processes)
+	}
+	return fmt.Errorf("%d may not be looked into, which takes root, or CAP_SYS_PTRACE", processes)
+}
+
+// explained says what a lack of privilege is one of.
+func explained(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return errors.New("to enter it takes root, or CAP_SYS_ADMIN")
+	}
+	return err
 }
 
 // measure fills in what TCP takes on the host, and how many files the processes of

@@ -79,7 +79,7 @@ func TestWatchSourceFails(t *testing.T) {
 }
 
 func TestWatchLog(t *testing.T) {
-	want := &Traffic{Source: SourceLog, Opened: 23}
+	want := &Traffic{Source: SourceLog, Since: time.Unix(1, 0), Until: time.Unix(24, 0), Opened: 23}
 	ctx, opts := own(t)
 	opts.Source = SourceLog
 	opts.Log = func(got context.Context) (*Traffic, error) {
@@ -95,6 +95,20 @@ func TestWatchLog(t *testing.T) {
 	h, err = Watch(t.Context(), opts)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.CmpEquals(h, &Host{Traffic: want}, sameTraffic...))
+}
+
+// A log without a record says nothing, and not that all is well.
+func TestWatchEmptyLog(t *testing.T) {
+	_, opts := own(t)
+	opts.For, opts.Source = Shortest, SourceLog
+	opts.Log = func(context.Context) (*Traffic, error) { return &Traffic{Source: SourceLog}, nil }
+	h, err := Watch(t.Context(), opts)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(h.unseen(unseenTraffic), errEmptyLog.Error()))
+
+	opts.LogOnly = true
+	_, err = Watch(t.Context(), opts)
+	qt.Check(t, qt.ErrorIs(err, errEmptyLog))
 }
 
 // Nothing is said of a host that was not looked at.

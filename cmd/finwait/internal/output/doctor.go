@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// shownFindings and shownSettings are how many of one rule the text has: all of it
-	// is to fit on a screen.
-	shownFindings, shownSettings = 3, 3
+	// shownRules is how many rules the text has with what to do: of the others it has what
+	// is wrong, and the worst finding. shownFindings and shownSettings are how many it has of
+	// one.
+	shownRules, shownFindings, shownSettings = 3, 3, 3
 	// doctorStop is the column where what a word such as "do:" is about begins.
 	doctorStop = 11
 )
@@ -31,9 +32,12 @@ var doctorTints = map[doctor.Severity]string{doctor.Warning: tintTimeWait, docto
 func AppendDoctorText(dst []byte, h *observe.Host, findings []doctor.Finding, opts Options) []byte {
 	t := &doctorText{dst, opts.Color}
 	t.verdict(h, findings)
-	for _, group := range byRule(findings) {
+	groups := byRule(findings)
+	shown := min(shownRules, len(groups))
+	for _, group := range groups[:shown] {
 		t.group(h, group)
 	}
+	t.others(groups[shown:])
 	t.elsewhere(findings)
 	t.unseen(h)
 	if len(findings) > 0 {
@@ -145,10 +149,11 @@ func socketsText(h *observe.Host) string {
 	if len(order) == 0 {
 		return text
 	}
-	for i, s := range order {
-		text += []string{" (", ", "}[min(i, 1)] + s.String() + " " + prose.Number(states[s])
+	var parts []string
+	for _, s := range order {
+		parts = append(parts, s.String()+" "+prose.Number(states[s]))
 	}
-	return text + ")"
+	return text + " (" + strings.Join(parts, ", ") + ")"
 }
 
 // trafficText says how many connections there were: a connection within the host opens
@@ -179,24 +184,49 @@ func logTimes(t *observe.Traffic) string {
 	return since.Format(time.RFC3339) + " to " + until.Format(time.RFC3339)
 }
 
-// group appends the findings of one rule.
-func (t *doctorText) group(h *observe.Host, findings []doctor.Finding) {
-	first := &findings[0]
-	t.buf = append(t.buf, '\n')
-	t.tinted(doctorTints[first.Severity], first.Severity.String())
-	t.buf = append(t.buf, strings.Repeat(" ", max(1, doctorStop-len(first.Severity.String())))...)
-	t.buf = append(append(t.buf, first.Rule.ID...), '\n')
-	shown := findings[:min(shownFindings, len(findings))]
+// head appends how bad the worst finding of a rule is, and what is wrong.
+func (t *doctorText) head(first *doctor.Finding) {
+	word := first.Severity.String()
+	t.tinted(doctorTints[first.Severity], word)
+	t.buf = append(t.buf, strings.Repeat(" ", max(1, doctorStop-len(word)))...)
+	t.buf = prose.Wrap(t.buf, doctorStop, doctorStop, first.Rule.ID+": "+first.Rule.Title)
+}
+
+// found appends the first findings of a rule, and how many there are more.
+func (t *doctorText) found(findings []doctor.Finding, most int) (shown []doctor.Finding) {
+	shown = findings[:min(most, len(findings))]
 	for i := range shown {
 		t.buf = prose.Wrap(append(t.buf, "  "...), 2, 4, quoted(placeOf(shown[i].Netns)+shown[i].Summary))
 	}
 	if more := len(findings) - len(shown); more > 0 {
 		t.buf = fmt.Appendf(t.buf, "  and %s more, which --format json has\n", prose.Number(uint64(more)))
 	}
+	return shown
+}
+
+// others says what else is wrong.
+func (t *doctorText) others(groups [][]doctor.Finding) {
+	if len(groups) == 0 {
+		return
+	}
+	t.buf = append(t.buf, "\nAnd, with what to do in --explain ID and --format json:\n"...)
+	for _, group := range groups {
+		t.head(&group[0])
+		t.found(group, 1)
+	}
+}
+
+// group appends the findings of one rule.
+func (t *doctorText) group(h *observe.Host, findings []doctor.Finding) {
+	first := &findings[0]
+	t.buf = append(t.buf, '\n')
+	t.head(first)
+	shown := t.found(findings, shownFindings)
 	if len(first.Rule.Application) > 0 {
 		t.row("do:", first.Rule.Application[0])
 	}
 	t.settings(h, shown)
+	t.row("check:", first.Rule.Check)
 }
 
 // placeOf says where a finding is, unless it is where people expect it.
@@ -210,13 +240,19 @@ func placeOf(n *observe.Netns) string {
 	return "netns " + strconv.FormatUint(uint64(n.Inode), 10) + ": "
 }
 
-// settings appends the sysctl lines of the findings, each once, and where they go.
+// settings appends the sysctl lines of the findings, each once, and where they go; or the
+// command that sets it, which says so itself.
 func (t *doctorText) settings(h *observe.Host, findings []doctor.Finding) {
 	type line struct{ text, target string }
 	var lines []line
 	for i := range findings {
-		for _, s := range findings[i].Settings() {
-			if l := (line{s.Line, targetOf(h, &findings[i], &s)}); !slices.Contains(lines, l) {
+		f := &findings[i]
+		for _, s := range f.Settings() {
+			l := line{s.Line, targetOf(h, &s)}
+			if !inHost(f, &s) {
+				l = line{setCommand(f.Netns, &s), ""}
+			}
+			if !slices.Contains(lines, l) {
 				lines = append(lines, l)
 			}
 		}
@@ -226,7 +262,7 @@ func (t *doctorText) settings(h *observe.Host, findings []doctor.Finding) {
 	for i, l := range shown {
 		t.line(word, l.text)
 		word = ""
-		if i+1 == len(shown) || shown[i+1].target != l.target {
+		if l.target != "" && (i+1 == len(shown) || shown[i+1].target != l.target) {
 			t.row("", l.target)
 		}
 	}
@@ -244,15 +280,12 @@ func inHost(f *doctor.Finding, s *doctor.Setting) bool {
 	return f.Netns == nil || f.Netns.Host || s.HostWide()
 }
 
-// targetOf says where the line goes.
-func targetOf(h *observe.Host, f *doctor.Finding, s *doctor.Setting) string {
-	if inHost(f, s) {
-		if line := doctor.Instead(h, s, sysctlFile); line != "" {
-			return "in place of " + line + ", then: sysctl --system"
-		}
-		return "in " + sysctlFile + ", then: sysctl --system"
+// targetOf says where a line for the host's sysctl files goes.
+func targetOf(h *observe.Host, s *doctor.Setting) string {
+	if line := doctor.Instead(h, s, sysctlFile); line != "" {
+		return "in place of " + line + ", then: sysctl --system"
 	}
-	return placeOf(f.Netns) + enter(f.Netns) + " sysctl -w KEY=VALUE"
+	return "in " + sysctlFile + ", then: sysctl --system"
 }
 
 // enter returns the command that runs others in the namespace.

@@ -39,12 +39,14 @@ type trafficJSON struct {
 type findingJSON struct {
 	ID          string         `json:"id"`
 	Severity    string         `json:"severity"`
+	Title       string         `json:"title"`
 	Netns       uint32         `json:"netns,omitempty"`
 	NetnsName   string         `json:"netns_name,omitempty"`
 	NetnsHost   bool           `json:"netns_host,omitempty"`
 	Subject     string         `json:"subject"`
 	Summary     string         `json:"summary"`
 	Facts       map[string]any `json:"facts"`
+	Why         string         `json:"why"`
 	Application []string       `json:"application,omitempty"`
 	Sysctls     []settingJSON  `json:"sysctls,omitempty"`
 	Check       string         `json:"check"`
@@ -129,8 +131,8 @@ func trafficOf(t *observe.Traffic) *trafficJSON {
 
 func findingOf(h *observe.Host, f *doctor.Finding) findingJSON {
 	doc := findingJSON{
-		ID: f.Rule.ID, Severity: f.Severity.String(), Subject: f.Subject, Summary: f.Summary,
-		Facts: map[string]any{}, Application: f.Rule.Application, Check: f.Rule.Check, References: f.Rule.References,
+		ID: f.Rule.ID, Severity: f.Severity.String(), Title: f.Rule.Title, Subject: f.Subject, Summary: f.Summary,
+		Facts: map[string]any{}, Why: f.Rule.Why, Application: f.Rule.Application, Check: f.Rule.Check, References: f.Rule.References,
 	}
 	if n := f.Netns; n != nil {
 		doc.Netns, doc.NetnsName, doc.NetnsHost = n.Inode, n.Name, n.Host

@@ -2,6 +2,7 @@ package output
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -113,7 +114,7 @@ func TestDoctorFindings(t *testing.T) {
 
 	// Colour is in the first word, and in those of severity.
 	colored := string(AppendDoctorText(nil, h, findings, Options{Color: true}))
-	for _, want := range []string{tintBroken + "5 critical, 1 warning" + tintOff + ": ", "\n" + tintBroken + "critical" + tintOff + "   ports-gone\n", "\n" + tintTimeWait + "warning" + tintOff + "    leak\n", "\ninfo       note\n"} {
+	for _, want := range []string{tintBroken + "5 critical, 1 warning" + tintOff + ": ", "\n" + tintBroken + "critical" + tintOff + "   ports-gone: No ports are left\n", "\n" + tintTimeWait + "warning" + tintOff + "    leak: Sockets are not closed\n", "\ninfo       note: Many of something\n"} {
 		qt.Check(t, qt.StringContains(colored, want))
 	}
 	for _, tint := range []string{tintOpen, tintTimeWait, tintBroken, tintOff} {
@@ -129,18 +130,41 @@ func TestDoctorInstead(t *testing.T) {
 	h.Settings = &sysctl.Files{Lines: []sysctl.Line{{Key: "net.ipv4.ip_local_port_range", Value: "1 2", File: "/etc/sysctl.d/99-\x1b.conf", Number: 3}}}
 	text := string(AppendDoctorText(nil, h, findings[:2], Options{}))
 	qt.Check(t, qt.StringContains(text, "\n           in place of /etc/sysctl.d/99-\\x1b.conf:3, then: sysctl --system\n"))
-	qt.Check(t, qt.StringContains(text, "netns blue: nsenter")) // where no file counts
+	qt.Check(t, qt.StringContains(text, "\n           nsenter --net=/run/netns/blue sysctl -w net.ipv4.ip_local_port_range='1024 65535'\n")) // where no file counts
 	line := string(AppendDoctorJSON(nil, h, findings[:2]))
 	qt.Check(t, qt.StringContains(line, `"file":"/etc/sysctl.d/90-tcp.conf","instead":"/etc/sysctl.d/99-\u001b.conf:3"`))
 	qt.Check(t, qt.Equals(strings.Count(line, `"instead"`), 1))
 }
 
-// One screen is enough for three findings.
+// One screen is enough for three findings, and however many there are they are not many more.
 func TestDoctorScreen(t *testing.T) {
 	h, findings := sickHost()
 	h.Unseen, h.Traffic.Lost, h.Traffic.Unplaced = nil, 0, 0
 	text := AppendDoctorText(nil, h, []doctor.Finding{findings[0], findings[5], findings[6]}, Options{})
 	qt.Check(t, qt.IsTrue(strings.Count(string(text), "\n") <= 24), qt.Commentf("%s", text))
+
+	var many []doctor.Finding
+	for i := range 7 {
+		rule := *leakRule
+		rule.ID = fmt.Sprintf("leak-%02d", i)
+		for range 23 {
+			many = append(many, doctor.Finding{Rule: &rule, Severity: doctor.Warning, Summary: rule.ID + " is found"})
+		}
+	}
+	lines := strings.Split(string(AppendDoctorText(nil, h, many, Options{})), "\n")
+	count := func(line string) (n int) {
+		for _, l := range lines {
+			if l == line {
+				n++
+			}
+		}
+		return n
+	}
+	qt.Check(t, qt.Equals(count("  leak-02 is found"), shownFindings))
+	qt.Check(t, qt.Equals(count("  leak-03 is found"), 1))
+	qt.Check(t, qt.Equals(count("warning    leak-06: Sockets are not closed"), 1))
+	qt.Check(t, qt.Equals(count("  check:   finwait stuck."), shownRules))
+	qt.Check(t, qt.IsTrue(len(lines) < 50), qt.Commentf("%s", strings.Join(lines, "\n")))
 }
 
 func TestRuleText(t *testing.T) {
@@ -163,7 +187,7 @@ func assertLines(t *testing.T, text []byte) {
 		assertSafe(t, []byte(line))
 		qt.Assert(t, qt.Equals(strings.TrimRight(line, " "), line))
 		word := strings.Fields(line + " x")[0]
-		qt.Assert(t, qt.IsTrue(utf8.RuneCountInString(line) < 80 || len(word) > 60 || strings.Contains(line, " = ")), qt.Commentf("%q", line))
+		qt.Assert(t, qt.IsTrue(utf8.RuneCountInString(line) < 80 || len(word) > 60 || strings.Contains(line, " = ") || strings.Contains(line, " sysctl -w ")), qt.Commentf("%q", line))
 	}
 }
 

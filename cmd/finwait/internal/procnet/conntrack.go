@@ -23,7 +23,8 @@ type Conntrack struct {
 	//   - "drop": packets dropped as they could not be tracked, most of all as the
 	//     table was full and no entry could give way
 	//   - "early_drop": entries that gave way as the table was full, those of
-	//     connections whose handshake was not complete
+	//     connections that were not assured, as of TCP those whose handshake was not
+	//     complete
 	//   - "insert_failed": entries that could not be put into the table, most of
 	//     all as there was one of the same addresses and ports
 	//

@@ -21,8 +21,8 @@ func equalWords(a, b string) bool {
 	if a == b {
 		return true
 	}
-	m, aNumber := parseNumber(a)
-	n, bNumber := parseNumber(b)
+	m, aNumber := ParseInt(a)
+	n, bNumber := ParseInt(b)
 	if aNumber && bNumber {
 		return m == n
 	}
@@ -31,9 +31,9 @@ func equalWords(a, b string) bool {
 	return aPorts && bPorts && slices.Equal(p, q)
 }
 
-// parseNumber reads a number as the kernel does when it is written to a sysctl
+// ParseInt reads a number as the kernel does when it is written to a sysctl
 // (proc_get_long): no plus sign, and no more characters than its buffer has.
-func parseNumber(text string) (int64, bool) {
+func ParseInt(text string) (int64, bool) {
 	digits, negative := strings.CutPrefix(text, "-")
 	if digits == "" || digits[0] < '0' || digits[0] > '9' || len(text) > 20 {
 		return 0, false
@@ -88,6 +88,6 @@ func parsePorts(text string) ([]PortRange, bool) {
 }
 
 func parsePort(text string) (uint16, bool) {
-	n, ok := parseNumber(text)
+	n, ok := ParseInt(text)
 	return uint16(n), ok && n >= 0 && n <= 65535
 }

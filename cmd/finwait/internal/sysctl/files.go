@@ -27,6 +27,9 @@ type Files struct {
 	Problems []Problem
 	// Conf is what becomes of /etc/sysctl.conf.
 	Conf Conf
+	// Systemd says that systemd runs the host (sd_booted(3)). What starts hosts without it
+	// reads other files, /etc/sysctl.conf as a rule.
+	Systemd bool
 }
 
 // Line is a line that sets a sysctl, or that keeps one from being set.
@@ -132,6 +135,8 @@ func ReadFiles(root string) (*Files, error) {
 		r.files.Lines = append(r.files.Lines, r.read(credential)...)
 	}
 	r.readConf(paths)
+	_, err = resolve(root, "/run/systemd/system")
+	r.files.Systemd = err == nil
 	return r.files, nil
 }
 

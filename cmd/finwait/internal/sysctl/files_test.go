@@ -209,6 +209,11 @@ func TestReadFilesOfNoFolder(t *testing.T) {
 }
 
 // TestConf has /etc/sysctl.conf as distributions have it.
+func TestSystemd(t *testing.T) {
+	qt.Check(t, qt.IsFalse(readPlanted(t, map[string]string{"/run/systemd/other/": ""}).Systemd))
+	qt.Check(t, qt.IsTrue(readPlanted(t, map[string]string{"/run/systemd/system/": ""}).Systemd))
+}
+
 func TestConf(t *testing.T) {
 	const line = "net.ipv4.tcp_tw_recycle = 1\n"
 	for _, test := range []struct {
