@@ -183,18 +183,15 @@ func place(h *observe.Host, f *Finding, inode uint32) {
 // flowsNow returns the flows of what was seen while the host was watched, nil if nothing
 // told them apart. A log may be of another time, and does not bear on the sockets of now.
 func flowsNow(h *observe.Host) []observe.Flow {
-	if h.Traffic == nil || h.Traffic.Source == observe.SourceLog {
+	if isLogged(h) {
 		return nil
 	}
-	return h.Traffic.Flows
+	return flowsOf(h)
 }
 
-// roughly is "about " before a number that is projected from a sample.
-func roughly(t *observe.Traffic) string {
-	if t.Estimated {
-		return "about "
-	}
-	return ""
+// isLogged tells that what happened to connections was read in a log.
+func isLogged(h *observe.Host) bool {
+	return h.Traffic != nil && h.Traffic.Source == observe.SourceLog
 }
 
 // foldByNetns is fold for the findings of each network namespace.

@@ -177,7 +177,7 @@ func findSlowClose(h *observe.Host) []Finding {
 			Severity: Info,
 			Subject:  p.subject(),
 			Summary: fmt.Sprintf("%s takes some %.1f s to close what its peer has closed: half of %s%s connections%s took longer",
-				p.subject(), median.Seconds(), roughly(h.Traffic), number(count), p.withService()),
+				p.subject(), median.Seconds(), about(h.Traffic), number(count), p.withService()),
 			Facts: append(p.facts(), []Fact{
 				{"closes", count}, {"closes_of_unknown_time", f.CloseWait.Unknown}, {"median_seconds", median.Seconds()},
 				{"most_seconds", f.CloseWait.Max.Seconds()},

@@ -99,7 +99,7 @@ func (s *shortage) severity(h *observe.Host) Severity {
 // severityOfResets is that of connections that were reset for want of something: a log
 // may be of any length, and of another host.
 func severityOfResets(h *observe.Host) Severity {
-	if h.Traffic != nil && h.Traffic.Source == observe.SourceLog {
+	if isLogged(h) {
 		return Warning
 	}
 	return Critical

@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -163,20 +162,15 @@ func eachPeer(find func(h *observe.Host, n *observe.Netns, p *peer) *ranked) fun
 		var all []ranked
 		for _, p := range peersOf(h) {
 			n := netnsOf(h, p.netns)
-			isLogged := h.Traffic != nil && h.Traffic.Source == observe.SourceLog
-			if n == nil && !isLogged {
+			if n == nil && !isLogged(h) {
 				continue // nobody has asked for that namespace
 			}
 			f := find(h, n, p)
 			if f == nil {
 				continue
 			}
-			f.Netns, f.Subject = n, peerName(p.service)
-			f.Facts = append(f.Facts, p.facts()...)
-			if n == nil {
-				f.Facts = append(f.Facts, Fact{"netns", uint64(p.netns)})
-				f.Summary = fmt.Sprintf("netns %d: %s", p.netns, f.Summary)
-			}
+			f.Subject, f.Facts = peerName(p.service), append(f.Facts, p.facts()...)
+			place(h, &f.Finding, p.netns)
 			all = append(all, *f)
 		}
 		return foldByNetns(worstFirst(all), "destinations")

@@ -149,7 +149,7 @@ func (k *resetKind) judge(t *observe.Traffic, a *account) (f ranked, many bool) 
 func rankedResets(t *observe.Traffic, a *account, n uint64, states map[string]int) ranked {
 	return ranked{Finding{
 		Severity: Info,
-		Summary:  roughly(t) + ratio(n, a.ended) + " connections",
+		Summary:  about(t) + ratio(n, a.ended) + " connections",
 		Facts: append(a.facts(), []Fact{
 			{"resets", n}, {"resets_per_second", t.Rate(n)}, {"resets_percent", percent(n, a.ended)},
 			{"in_states", listBiggest(states)},
