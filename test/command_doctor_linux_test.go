@@ -264,12 +264,12 @@ func TestCommandDoctorTraffic(t *testing.T) {
 	for name, text := range logs {
 		path := filepath.Join(t.TempDir(), name)
 		qt.Assert(t, qt.IsNil(os.WriteFile(path, []byte(text), 0o644)))
-		d := parseDiagnosis(t, runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--format", "json", "--log-only", "--replay", "-"))))
-		qt.Check(t, qt.Equals(d.Traffic.Opened, 0)) // of no input
+		empty := runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--format", "json", "--log-only", "--replay", "-")))
+		checkFailure(t, empty, 1, "the log has no record")
 		cmd := asNobody(exec.Command(binary(t), "doctor", "--format", "json", "--log-only", "--replay", "-"))
 		cmd.Stdin = bytes.NewBufferString(text)
 		res := runCommand(t, cmd)
-		d = parseDiagnosis(t, res)
+		d := parseDiagnosis(t, res)
 		qt.Check(t, qt.Equals(d.stderr, ""))
 		qt.Check(t, qt.Equals(d.Traffic.Source, "log"))
 		qt.Check(t, qt.Equals(d.Traffic.Opened, 2*connections), qt.Commentf("%s", name))

@@ -15,6 +15,7 @@ var timeWaitConditions = []condition{
 		name:  "many sockets are in TIME_WAIT",
 		finds: []string{"time-wait-large"},
 		plant: func(p *patient) {
+			p.ns.Sysctl("net.ipv4.tcp_max_tw_buckets", "131072") // a small host has fewer
 			// To so many addresses, of either family, that no client lacks a port.
 			s := p.serviceAt(unix.AF_INET, &unix.SockaddrInet4{Port: 10010})
 			for i := range 41 {
