@@ -223,7 +223,7 @@ func TestCommandDoctorNotRoot(t *testing.T) {
 		for _, u := range d.Unseen {
 			unseen.WriteString(u.What + ": " + u.Why + "\n")
 		}
-		for _, says := range []string{"what happened to connections", "needs root, or CAP_BPF", "may not be looked into, which needs root"} {
+		for _, says := range []string{"what happened to connections", "needs root, or CAP_BPF", "may not be looked into, which takes root"} {
 			qt.Check(t, qt.StringContains(unseen.String(), says))
 		}
 		if args == nil {
