@@ -113,3 +113,13 @@ func TestSettingsNotApplied(t *testing.T) {
 		qt.Check(t, qt.DeepEquals(idsOf(findings), test.ids))
 	}
 }
+
+// What is harmless may stay, wherever it is set.
+func TestSettingsCureOfTheHarmless(t *testing.T) {
+	const key = "net.ipv4.tcp_rfc1337"
+	f := Diagnose(configured(sysctl.Values{key: "1"}, lines(tuning, key+" = 1")...))[0]
+	qt.Check(t, qt.DeepEquals(f.Advice(), []string{"Keep it if this is what you want.", "Else: delete /etc/sysctl.d/99-tuning.conf:1."}))
+	f = Diagnose(configured(sysctl.Values{key: "1"}))[0]
+	qt.Check(t, qt.Equals(f.Advice()[0], "Keep it if this is what you want."))
+	qt.Check(t, qt.StringContains(f.Advice()[1], "no sysctl file does"))
+}
