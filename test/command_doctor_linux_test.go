@@ -118,6 +118,8 @@ func TestCommandDoctorExit(t *testing.T) {
 	qt.Check(t, qt.Equals(res.code, 1))
 	qt.Check(t, qt.Equals(res.stdout, ""))
 	qt.Check(t, qt.StringContains(res.stderr, "/nosuch: no such file"))
+	qt.Check(t, qt.StringContains(res.stderr, "finwait:   1 times that a file could not be opened"))
+	qt.Check(t, qt.IsFalse(strings.Contains(res.stderr, "to its end")))
 }
 
 // TestCommandDoctorExplain expects each id of the list to be explained, in both formats.
@@ -143,6 +145,21 @@ func TestCommandDoctorExplain(t *testing.T) {
 		qt.Check(t, qt.Equals(res.code, 0))
 		qt.Check(t, qt.IsTrue(strings.HasPrefix(res.stdout, rule.ID+": ")), qt.Commentf("%s", res.stdout))
 	}
+}
+
+// Several are explained one after the other.
+func TestCommandDoctorExplainSeveral(t *testing.T) {
+	explain := func(args ...string) string {
+		res := finwait(t, append([]string{"doctor"}, args...)...)
+		qt.Check(t, qt.Equals(res.code, 0))
+		qt.Check(t, qt.Equals(res.stderr, ""))
+		return res.stdout
+	}
+	one, other := explain("--explain", "syn-flood"), explain("--explain", "slow-accept")
+	qt.Check(t, qt.Equals(explain("--explain", "syn-flood,slow-accept"), one+"\n"+other))
+	qt.Check(t, qt.Equals(explain("--explain", "slow-accept", "--explain", "syn-flood"), other+"\n"+one))
+	lines := explain("--format", "json", "--explain", "syn-flood,slow-accept")
+	qt.Check(t, qt.Equals(lines, explain("--format", "json", "--explain", "syn-flood")+explain("--format", "json", "--explain", "slow-accept")))
 }
 
 func TestCommandDoctorStats(t *testing.T) {
@@ -206,7 +223,7 @@ func TestCommandDoctorNotRoot(t *testing.T) {
 		for _, u := range d.Unseen {
 			unseen.WriteString(u.What + ": " + u.Why + "\n")
 		}
-		for _, says := range []string{"what happened to connections", "needs root, or CAP_BPF", "may not be looked into, which needs root"} {
+		for _, says := range []string{"what happened to connections", "needs root, or CAP_BPF", "may not be looked into, which takes root"} {
 			qt.Check(t, qt.StringContains(unseen.String(), says))
 		}
 		if args == nil {
@@ -214,7 +231,13 @@ func TestCommandDoctorNotRoot(t *testing.T) {
 		}
 	}
 
-	res := runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--source", "kernel", "--for", "1s")))
+	// What cannot be looked at is called as the user does.
+	res := runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--for", "1s", "--netns", other.Path())))
+	checkFailure(t, res, 2, `network namespace "`+other.Path()+`": `, "takes root, or CAP_SYS_PTRACE")
+	res = runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--for", "1s", "--netns", inodeWord(other))))
+	checkFailure(t, res, 1, "network namespace "+inodeWord(other)+": ", "takes root, or CAP_SYS_PTRACE and CAP_SYS_ADMIN")
+
+	res = runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--source", "kernel", "--for", "1s")))
 	checkFailure(t, res, 1, "needs root, or CAP_BPF, CAP_PERFMON")
 }
 
@@ -264,8 +287,8 @@ func TestCommandDoctorTraffic(t *testing.T) {
 	for name, text := range logs {
 		path := filepath.Join(t.TempDir(), name)
 		qt.Assert(t, qt.IsNil(os.WriteFile(path, []byte(text), 0o644)))
-		empty := runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--format", "json", "--log-only", "--replay", "-")))
-		checkFailure(t, empty, 1, "the log has no record")
+		none := runCommand(t, asNobody(exec.Command(binary(t), "doctor", "--format", "json", "--log-only", "--replay", "-")))
+		checkFailure(t, none, 1, "the log has no record to go by")
 		cmd := asNobody(exec.Command(binary(t), "doctor", "--format", "json", "--log-only", "--replay", "-"))
 		cmd.Stdin = bytes.NewBufferString(text)
 		res := runCommand(t, cmd)

@@ -79,6 +79,7 @@ func checkFullQueue(t *testing.T, d *diagnosis) {
 	qt.Check(t, qt.Equals(f.Facts["waiting"], any(5.0)))
 	qt.Check(t, qt.Equals(f.Facts["backlog"], any(4.0)))
 	qt.Check(t, qt.Equals(f.Facts["pid"], any(float64(os.Getpid()))))
+	qt.Check(t, qt.Matches(f.Summary, fmt.Sprintf(`.* \(%d\) accepted none in [0-9.]+ s at 127\.0\.0\.1:25011: 5 of 5 wait.*`, os.Getpid())))
 }
 
 func plantUnaccepted(p *patient) {
@@ -188,6 +189,7 @@ func checkCookieFlood(t *testing.T, d *diagnosis) {
 	f := d.find(t, "syn-flood")
 	qt.Check(t, qt.Equals(f.Severity, "warning"))
 	qt.Check(t, qt.Equals(f.Facts["syn_cookies_valid"], any(0.0)))
+	qt.Check(t, qt.Matches(f.Summary, `[0-9,]+ SYN cookies sent, [0-9.,]+ a second, 0 came back.*`))
 	qt.Check(t, qt.Equals(f.Facts["tcp_syncookies"], any(1.0)))
 }
 

@@ -18,17 +18,22 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-// minDoctorWatch is how long there must be between two looks for what differs to say
-// anything.
-const minDoctorWatch = time.Second
+const (
+	// minDoctorWatch is how long there must be between two looks for what differs to say
+	// anything.
+	minDoctorWatch = time.Second
+	// maxDoctorWatch is how long a tracer that keeps all flows may watch.
+	maxDoctorWatch = 24 * time.Hour
+)
 
 // doctorFlags is what the flags of doctor say.
 type doctorFlags struct {
 	watch           time.Duration
 	netns, replay   []string
+	explain         []string
 	logOnly, list   bool
 	source, pinPath string
-	format, explain string
+	format          string
 }
 
 func newDoctorCommand() *cobra.Command {
@@ -58,18 +63,18 @@ can be found, --explain tells all about one, and docs/doctor.md has them all.`,
   finwait doctor --explain close-wait-leak
   finwait doctor --replay /var/log/finwait.log
   finwait doctor --format json | jq -r '.findings[] | [.severity, .id, .summary] | @tsv'`,
-		Args: cobra.NoArgs,
+		Args: noDoctorArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return flags.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.DurationVar(&flags.watch, "for", 10*time.Second, "watch for this `time` (1s or more)")
+	f.DurationVar(&flags.watch, "for", 10*time.Second, "watch for this `time` (1s to 24h)")
 	f.StringSliceVar(&flags.netns, "netns", nil, "only these network `namespaces`: inode number, name, path or self (default all)")
 	f.StringVar(&flags.source, "source", sourceAuto, "who sees what happens to connections: kernel (a tracer of its own), agent, or auto for whichever can")
 	f.StringVar(&flags.pinPath, "pin-path", defaultPinPath, "`folder` in which the agent keeps its counters")
 	f.StringArrayVar(&flags.replay, "replay", nil, "take what happened to connections from this `file`, gzip and zstd are understood; - is standard input")
 	f.BoolVar(&flags.logOnly, "log-only", false, "with --replay: look at nothing of this host")
 	f.StringVar(&flags.format, "format", "table", "output `format`: table or json (one object, with --list one for each line)")
-	f.StringVar(&flags.explain, "explain", "", "tell all about what has this `id`, and exit")
+	f.StringSliceVar(&flags.explain, "explain", nil, "tell all about what has these `ids`, and exit")
 	f.BoolVar(&flags.list, "list", false, "list all that can be found, and exit")
 	completeWords(cmd, "source", []string{sourceAuto, sourceAgent, sourceKernel})
 	completeWords(cmd, "format", []string{"table", "json"})
@@ -126,16 +131,36 @@ func writeFindings(cmd *cobra.Command, text []byte) error {
 // errFindings is the end of a run that went well and found something.
 var errFindings = errors.New("something was found")
 
+// noDoctorArgs refuses arguments, and says which flag may have been meant.
+func noDoctorArgs(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if rule, err := doctor.Lookup(args[0]); err == nil {
+		return usagef("doctor takes no arguments, but was given %q; did you mean --explain %s?", args[0], rule.ID)
+	}
+	return usagef("doctor takes no arguments, but was given %q; --netns names a network namespace, --replay a log, --explain what can be found", args[0])
+}
+
 func (f *doctorFlags) runExplain(cmd *cobra.Command) error {
-	rule, err := doctor.Lookup(f.explain)
-	if err != nil {
-		return usagef("--explain: %w (--list has them all)", err)
+	if len(f.explain) == 0 {
+		return usagef("--explain is empty; name what to explain (--list has them all)")
 	}
-	text := output.AppendRuleText
-	if f.format == "json" {
-		text = output.AppendRuleJSON
+	var text []byte
+	for i, id := range f.explain {
+		rule, err := doctor.Lookup(id)
+		switch {
+		case err != nil:
+			return usagef("--explain: %w (--list has them all)", err)
+		case f.format == "json":
+			text = output.AppendRuleJSON(text, rule)
+			continue
+		case i > 0:
+			text = append(text, '\n')
+		}
+		text = output.AppendRuleText(text, rule)
 	}
-	return writeFindings(cmd, text(nil, rule))
+	return writeFindings(cmd, text)
 }
 
 // listText has a line for each rule.
@@ -160,6 +185,7 @@ func (f *doctorFlags) options(cmd *cobra.Command) (*observe.Options, error) {
 	}
 	p := flagParser{flags: cmd.Flags()}
 	parseList(&p, "netns", f.netns, &opts.Netns, parseNetns)
+	opts.NetnsWords = f.netns
 	if len(f.netns) == 1 && f.netns[0] == "self" {
 		opts.Scope = tracer.SelfNetns
 	}
@@ -183,6 +209,8 @@ func (f *doctorFlags) check(flags *pflag.FlagSet) error {
 	switch {
 	case f.watch < minDoctorWatch:
 		return usagef("--for %v is too short to tell anything (want %v or more)", f.watch, minDoctorWatch)
+	case f.watch > maxDoctorWatch:
+		return usagef("--for %v is too long (want 24h or less); finwait serve watches for good", f.watch)
 	case f.logOnly && len(f.replay) == 0:
 		return usagef("--log-only looks at logs alone: name them with --replay")
 	case f.logOnly && flags.Changed("for"):
@@ -191,6 +219,8 @@ func (f *doctorFlags) check(flags *pflag.FlagSet) error {
 		return usagef("--source agent and --netns contradict each other: it counts all network namespaces together")
 	case len(f.replay) > 0 && flags.Changed("source"):
 		return usagef("--replay and --source contradict each other: what happened to connections is in the log")
+	case flags.Changed("pin-path") && (f.source == sourceKernel || len(f.replay) > 0):
+		return usagef("--pin-path is where the agent has its counters, which are not asked: leave it out, or take --source agent or auto")
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/user"
@@ -228,7 +230,10 @@ func parseNetns(s string) (uint32, error) {
 		path = filepath.Join("/run/netns", s)
 	}
 	inode, err := inodeOf(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return 0, fmt.Errorf("network namespace %q: %w; to look there takes root, or CAP_SYS_PTRACE for what is another process's", s, err)
+	case err != nil:
 		return 0, fmt.Errorf("network namespace %q: %w", s, err)
 	}
 	return uint32(inode), nil

@@ -125,7 +125,8 @@ func runReplay[T any](cmd *cobra.Command, flags *streamFlags, opts *tracer.Optio
 func unreadNotes(c replay.Counts, unwritten uint64) []note {
 	return []note{
 		{unwritten, "lost: could not be written"},
-		{c.Broken, "times that a file could not be read to its end"},
+		{c.Unread, "times that a file could not be opened, or the system did not let it be read on"},
+		{c.Broken - c.Unread, "times that a file could not be read to its end"},
 	}
 }
 

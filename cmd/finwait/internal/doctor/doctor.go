@@ -90,6 +90,23 @@ type Finding struct {
 	// Sysctls are the settings that help here, with the values for this host; nil is for
 	// those of the rule, as far as they do not run already.
 	Sysctls []Setting
+	// Once are settings of the host that sysctl -w sets until its next start, from when on
+	// they need no line in a file.
+	Once []Setting
+
+	// cure is what Application is made of, if it is not nil.
+	cure *cure
+}
+
+// Folded returns how many other findings it stands for, which there were too many of to
+// tell them one by one; 0 if it is a finding of its own.
+func (f *Finding) Folded() int {
+	for _, fact := range f.Facts {
+		if n, ok := fact.Value.(int); ok && (fact.Name == "others" || fact.Name == "more") {
+			return n
+		}
+	}
+	return 0
 }
 
 // Advice returns what to change in the application, first of all.
@@ -182,6 +199,9 @@ func Diagnose(h *observe.Host) []Finding {
 	for _, r := range rules {
 		for _, f := range r.find(h) {
 			f.Rule = r
+			if f.cure != nil {
+				f.Application = f.cure.advice(r)
+			}
 			all = append(all, f)
 		}
 	}

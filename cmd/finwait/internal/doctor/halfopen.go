@@ -3,6 +3,7 @@ package doctor
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 	"github.com/finwait/finwait/cmd/finwait/internal/prose"
@@ -143,8 +144,8 @@ func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
 		f := Finding{
 			Severity: Warning,
 			Subject:  e.local.String(),
-			Summary: fmt.Sprintf("%s half-open connections at %s from %s, %s without an answer to their SYN-ACK",
-				prose.Number(e.halfOpen), e.local, prose.Count(uint64(e.halfOpenPeers), "address", "addresses"), prose.Number(e.unanswered)),
+			Summary: fmt.Sprintf("%s, from %s, %s without an answer to their SYN-ACK",
+				halfOpenAt(e), prose.Count(uint64(e.halfOpenPeers), "address", "addresses"), number(e.unanswered)),
 			Facts: []Fact{
 				{"half_open", e.halfOpen}, {"synack_retransmitted", e.unanswered}, {"addresses", e.halfOpenPeers}, {"backlog", e.backlog},
 			},
@@ -155,32 +156,54 @@ func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
 		f.Facts = append(f.Facts, processFacts(e.listeners[0].Owner)...)
 		all = append(all, ranked{f, e.halfOpen})
 	}
-	if len(all) == 0 {
-		all = floodByCounters(h, n)
-	}
 	found := fold(worstFirst(all), "listeners")
+	switch {
+	case len(found) == 0:
+		found = floodByCounters(h, n)
+	case isFloodOfCookies(h, n):
+		found[0].Summary = cookiesSent(h, n) + "; " + found[0].Summary
+	}
 	if len(found) > 0 {
 		judgeDefence(&found[0], n)
 	}
 	return found
 }
 
+// halfOpenAt says how many connections are half-open at an entrance.
+func halfOpenAt(e *entrance) string {
+	text := fmt.Sprintf("%s half-open at %s", number(e.halfOpen), e.local)
+	if e.halfOpen > 0 && e.halfOpen >= e.backlog {
+		text += ", as many as fit"
+	}
+	return text
+}
+
+func cookiesSent(h *observe.Host, n *observe.Netns) string {
+	sent := n.Counted["TcpExt.SyncookiesSent"]
+	return fmt.Sprintf("%s SYN cookies sent, %s a second, %s came back", number(sent), rate(h.PerSecond(sent)), number(n.Counted["TcpExt.SyncookiesRecv"]))
+}
+
 // floodByCounters tells of a flood that does not show in half-open connections: there is
 // little room for them, or none with tcp_syncookies at 2.
-func floodByCounters(h *observe.Host, n *observe.Netns) []ranked {
+func floodByCounters(h *observe.Host, n *observe.Netns) []Finding {
 	f := Finding{Severity: Warning, Subject: "SYNs"}
 	switch {
 	case isFloodOfCookies(h, n):
-		sent := n.Counted["TcpExt.SyncookiesSent"]
-		f.Summary = fmt.Sprintf("%s SYN cookies sent, %s a second, and %s came back", prose.Number(sent), prose.Rate(h.PerSecond(sent)), prose.Number(n.Counted["TcpExt.SyncookiesRecv"]))
+		f.Summary = cookiesSent(h, n)
 	case isFloodOfDrops(h, n):
 		dropped, opened := synsDropped(n), n.Counted["Tcp.PassiveOpens"]
-		f.Summary = fmt.Sprintf("%s SYNs found no room, %s a second, and %s connections came to be", prose.Number(dropped), prose.Rate(h.PerSecond(dropped)), prose.Number(opened))
+		f.Summary = fmt.Sprintf("%s SYNs found no room, %s a second, and %s connections came to be", number(dropped), rate(h.PerSecond(dropped)), number(opened))
 		f.Facts = []Fact{{"opened", opened}}
 	default:
 		return nil
 	}
-	return []ranked{{Finding: f}}
+	if e := theOnly(entrancesOf(h, n), isAny, isHalfFullOfHalfOpen); e != nil {
+		f.Subject = e.local.String()
+		f.Summary += "; " + halfOpenAt(e)
+		f.Facts = append(f.Facts, Fact{"half_open", e.halfOpen}, Fact{"backlog", e.backlog})
+		f.Facts = append(f.Facts, processFacts(e.listeners[0].Owner)...)
+	}
+	return []Finding{f}
 }
 
 // judgeDefence says how the namespace stands against a flood, and what would help.
@@ -200,7 +223,9 @@ func judgeDefence(f *Finding, n *observe.Netns) {
 	f.Facts = append(f.Facts, Fact{"syns_dropped", dropped})
 	if dropped > 0 {
 		f.Severity = Critical
-		f.Summary += fmt.Sprintf("; %s dropped", prose.Count(dropped, "SYN", "SYNs"))
+		if !strings.Contains(f.Summary, " SYNs found no room") {
+			f.Summary += fmt.Sprintf("; %s dropped", prose.Count(dropped, "SYN", "SYNs"))
+		}
 	}
 }
 
@@ -302,14 +327,19 @@ func findSmallSynBacklog(h *observe.Host, n *observe.Netns) []Finding {
 // are most likely about: the only one that takes connections, or else the only one that
 // was half full of half-open ones; nil if that does not tell.
 func likelyFull(h *observe.Host, n *observe.Netns) *entrance {
-	all := entrancesOf(h, n)
-	for _, isLikely := range []func(*entrance) bool{
-		func(*entrance) bool { return true },
-		func(e *entrance) bool { return e.opened > 0 },
-		func(e *entrance) bool { return 2*max(e.halfOpen, e.halfOpenBefore) >= e.backlog },
-	} {
-		if likely := slices.DeleteFunc(slices.Clone(all), func(e *entrance) bool { return !isLikely(e) }); len(likely) == 1 {
-			return likely[0]
+	return theOnly(entrancesOf(h, n), isAny, func(e *entrance) bool { return e.opened > 0 }, isHalfFullOfHalfOpen)
+}
+
+func isAny(*entrance) bool { return true }
+
+func isHalfFullOfHalfOpen(e *entrance) bool { return 2*max(e.halfOpen, e.halfOpenBefore) >= e.backlog }
+
+// theOnly returns the only entrance that is likely by the first criterion by which there
+// is one alone, nil if there is none.
+func theOnly(all []*entrance, likely ...func(*entrance) bool) *entrance {
+	for _, isLikely := range likely {
+		if found := slices.DeleteFunc(slices.Clone(all), func(e *entrance) bool { return !isLikely(e) }); len(found) == 1 {
+			return found[0]
 		}
 	}
 	return nil

@@ -133,6 +133,33 @@ func TestFloodFacts(t *testing.T) {
 	qt.Check(t, qt.Equals(f.Settings()[0].Line, "net.ipv4.tcp_synack_retries = 3"))
 }
 
+// The first number is what shows the flood.
+func TestFloodSummaries(t *testing.T) {
+	other := func(_ *observe.Host, n *observe.Netns) {
+		n.Listeners = append(n.Listeners, observe.Listener{Local: far, Backlog: 100})
+	}
+	const sent = "4,079 SYN cookies sent, 408 a second, 12 came back"
+	for _, test := range []struct {
+		name, subject, summary string
+		change                 change
+	}{
+		{"cookies", "SYNs", sent, both(cookies(4079, 12), mode("1"))},
+		{"cookies at the only listener", "0.0.0.0:80", sent + "; 65 half-open at 0.0.0.0:80, as many as fit", both(cookies(4079, 12), mode("1"), halfOpen(64, 65, 3))},
+		{"cookies at the one that is full", "0.0.0.0:80", sent + "; 65 half-open at 0.0.0.0:80, as many as fit", both(cookies(4079, 12), mode("1"), halfOpen(64, 65, 3), other)},
+		{"cookies at one of two", "SYNs", sent, both(cookies(4079, 12), mode("1"), halfOpen(64, 3, 3), other)},
+		{"cookies and those without an answer", "0.0.0.0:80", sent + "; 65 half-open at 0.0.0.0:80, as many as fit, from 7 addresses, 64 without an answer to their SYN-ACK", both(cookies(4079, 12), mode("1"), halfOpen(64, 65, 64))},
+		{"no cookies", "0.0.0.0:80", "161 half-open at 0.0.0.0:80, from 7 addresses, 160 without an answer to their SYN-ACK", both(halfOpen(4096, 161, 160), mode("1"))},
+		{"drops", "0.0.0.0:80", "400 SYNs found no room, 40 a second, and 3 connections came to be; 3 half-open at 0.0.0.0:80",
+			both(mode("0"), grown("TcpExt.TCPReqQFullDrop", 400), grown("Tcp.PassiveOpens", 3), halfOpen(64, 3, 0))},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := synFlood.find(watchedHost(test.change))[0]
+			qt.Check(t, qt.Equals(f.Subject, test.subject))
+			qt.Check(t, qt.Equals(f.Summary, test.summary))
+		})
+	}
+}
+
 // Of a burst it is said which listener's it was, if that can be told.
 func TestBurstNamesListener(t *testing.T) {
 	other := func(_ *observe.Host, n *observe.Netns) {

@@ -108,19 +108,12 @@ func slowAcceptAt(h *observe.Host, n *observe.Netns, e *entrance, slow []*observ
 	f := Finding{
 		Severity: Warning,
 		Subject:  e.local.String(),
-		Summary:  fmt.Sprintf("%s connections wait to be accepted at %s, which has room for %s", prose.Number(uint64(l.Queue)), e.local, prose.Number(room(l))),
+		Summary:  fmt.Sprintf("%s at %s: %s of %s wait", acceptsHow(h, n, e, l), e.local, number(uint64(l.Queue)), number(room(l))),
 		Facts:    []Fact{{"waiting", uint64(l.Queue)}, {"waiting_before", uint64(l.QueueBefore)}, {"backlog", uint64(l.Backlog)}},
 	}
-	overflows, known := n.Counted["TcpExt.ListenOverflows"]
-	switch {
-	case isAlwaysFull(l):
+	if isAlwaysFull(l) {
 		f.Severity = Critical
-		f.Summary += ": it is full and drops what comes"
-		if known {
-			f.Facts = append(f.Facts, Fact{"listen_overflows", overflows})
-		}
-	case acceptsNone(h, n, e, l):
-		f.Summary += ": none was accepted"
+		sayDrops(&f, h, n, e)
 	}
 	if files, ok := h.Files[l.Owner.PID]; ok && uint64(files.Open) >= files.Limit {
 		f.Summary += "; the process has no descriptor left (EMFILE)"
@@ -134,6 +127,64 @@ func slowAcceptAt(h *observe.Host, n *observe.Netns, e *entrance, slow []*observ
 	}
 	f.Facts = append(f.Facts, processFacts(l.Owner)...)
 	return ranked{f, uint64(l.Queue)}
+}
+
+// acceptsHow says who accepts, and how slowly as far as that is known.
+func acceptsHow(h *observe.Host, n *observe.Netns, e *entrance, l *observe.Listener) string {
+	who := listenerName(l)
+	switch {
+	case !acceptsNone(h, n, e, l):
+		return who + " does not keep up with accept"
+	case h.Watched() > 0:
+		return who + " accepted none in " + rate(h.Watched().Seconds()) + " s"
+	}
+	return who + " accepted none"
+}
+
+func listenerName(l *observe.Listener) string {
+	if l.Owner.PID == 0 {
+		return "a process that is not known"
+	}
+	return processName(l.Owner)
+}
+
+// sayDrops adds what was dropped at an entrance that is full: the kernel counts that of
+// all listeners of the namespace together.
+func sayDrops(f *Finding, h *observe.Host, n *observe.Netns, e *entrance) {
+	overflows, known := n.Counted["TcpExt.ListenOverflows"]
+	if !known {
+		f.Summary += ", as many as fit"
+		return
+	}
+	f.Facts = append(f.Facts, Fact{"listen_overflows", overflows})
+	if overflows == 0 {
+		f.Summary += ", as many as fit"
+		return
+	}
+	f.Summary += fmt.Sprintf("; %s dropped, %s a second", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), rate(h.PerSecond(overflows)))
+	isElsewhere := func(l *observe.Listener) bool { return l.Local != e.local }
+	if slices.ContainsFunc(mayOverflow(h, n), isElsewhere) {
+		f.Summary += ", here and at other listeners"
+	}
+}
+
+// mayOverflow returns the listeners whose accept queue may have been full while the host
+// was watched: those that can have got as many connections. That is half of what fits
+// here, as the looks and the traffic do not begin at the same instant.
+func mayOverflow(h *observe.Host, n *observe.Netns) (may []*observe.Listener) {
+	passive, known := n.Counted["Tcp.PassiveOpens"] // of all listeners
+	for _, e := range entrancesOf(h, n) {
+		opened, isBounded := passive, known
+		if isExact(h.Traffic) {
+			opened, isBounded = e.opened, true
+		}
+		for _, l := range e.listeners {
+			if !isBounded || isHalfFull(l) || 2*(uint64(l.QueueBefore)+opened) >= room(l) {
+				may = append(may, l)
+			}
+		}
+	}
+	return may
 }
 
 // byFill compares listeners by the share of their queue that is in use.
@@ -199,7 +250,7 @@ func findAcceptOverflow(h *observe.Host, n *observe.Netns) []Finding {
 	if abort == 1 || h.PerSecond(overflows) >= manyOverflows && float64(overflows) >= overflowShare*float64(overflows+opened) {
 		f.Severity = Critical
 	}
-	f.Summary = fmt.Sprintf("%s dropped because an accept queue was full, %s a second", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), prose.Rate(h.PerSecond(overflows)))
+	f.Summary = fmt.Sprintf("%s dropped, %s a second, because ", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), rate(h.PerSecond(overflows)))
 	f.Sysctls = moreConnections(n, nameOverflowing(&f, h, n))
 	if abort == 1 {
 		f.Sysctls = append(f.Sysctls, Setting{"net.ipv4.tcp_abort_on_overflow = 0", "the default: the client tries again instead of being reset"})
@@ -208,35 +259,60 @@ func findAcceptOverflow(h *observe.Host, n *observe.Netns) []Finding {
 }
 
 // nameOverflowing says which listeners may have overflowed, which the kernel does not
-// count: those whose queue is full now or was, or else half full, or else too small for
-// what comes. It returns the likeliest, nil if none is likely.
+// count: the only one that can have, or those whose queue is full now or was, or else half
+// full, or else too small for what comes. It returns the likeliest, nil if none is likely.
 func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) *observe.Listener {
-	full := slices.DeleteFunc(pointers(n.Listeners), func(l *observe.Listener) bool { return !isFull(l) && !wasFull(l) })
-	if len(full) == 0 {
-		f.Summary += ": bursts, which were over at both looks"
-		full = slices.DeleteFunc(pointers(n.Listeners), func(l *observe.Listener) bool { return !isHalfFull(l) })
-	}
-	for _, e := range entrancesOf(h, n) {
-		if len(full) == 0 && isSmall(h, e) {
-			full = e.listeners
+	may := mayOverflow(h, n)
+	likely := likelyOverflowing(h, n, may)
+	which := "an accept queue was full"
+	if len(likely) == 1 {
+		l := likely[0]
+		whose := fmt.Sprintf("of %s at %s (backlog %s)", listenerName(l), l.Local, number(uint64(l.Backlog)))
+		which += ", most likely that " + whose
+		if len(may) == 1 {
+			which = "the accept queue " + whose + " was full"
 		}
+		f.Subject = l.Local.String()
+		f.Facts = append(f.Facts, processFacts(l.Owner)...)
 	}
-	if len(full) == 0 {
+	f.Summary += which
+	if !slices.ContainsFunc(pointers(n.Listeners), func(l *observe.Listener) bool { return isFull(l) || wasFull(l) }) {
+		f.Summary += ": bursts, which were over at both looks"
+	}
+	if len(likely) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(full, func(a, b *observe.Listener) int { return byFill(b, a) })
 	var names []string
-	for _, l := range full[:min(handful, len(full))] {
+	for _, l := range likely[:min(handful, len(likely))] {
 		names = append(names, fmt.Sprintf("%s (%d of %d)", l.Local, max(l.Queue, l.QueueBefore), room(l)))
 	}
-	f.Facts = append(f.Facts, Fact{"likely_listeners", strings.Join(names, ", ")})
-	first := full[0]
-	if len(full) == 1 {
-		f.Subject = first.Local.String()
-		f.Facts = append(f.Facts, processFacts(first.Owner)...)
+	f.Facts = append(f.Facts, Fact{"likely_listeners", strings.Join(names, ", ")}, Fact{"backlog", uint64(likely[0].Backlog)})
+	return likely[0]
+}
+
+// likelyOverflowing returns those of the listeners that may have overflowed that are likely
+// to have, the fullest first.
+func likelyOverflowing(h *observe.Host, n *observe.Netns, may []*observe.Listener) (likely []*observe.Listener) {
+	if len(may) == 1 {
+		return may
 	}
-	f.Facts = append(f.Facts, Fact{"backlog", uint64(first.Backlog)})
-	return first
+	small := map[*observe.Listener]bool{}
+	for _, e := range entrancesOf(h, n) {
+		for _, l := range e.listeners {
+			small[l] = isSmall(h, e)
+		}
+	}
+	for _, isLikely := range []func(*observe.Listener) bool{
+		func(l *observe.Listener) bool { return isFull(l) || wasFull(l) }, isHalfFull,
+		func(l *observe.Listener) bool { return small[l] },
+	} {
+		likely = slices.DeleteFunc(slices.Clone(may), func(l *observe.Listener) bool { return !isLikely(l) })
+		if len(likely) > 0 {
+			break
+		}
+	}
+	slices.SortStableFunc(likely, func(a, b *observe.Listener) int { return byFill(b, a) })
+	return likely
 }
 
 // moreConnections returns the setting that lets a listener have a longer backlog, or any
@@ -244,10 +320,12 @@ func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) *observe.Lis
 // not known what would be more.
 func moreConnections(n *observe.Netns, l *observe.Listener) []Setting {
 	limit, known := n.Sysctls.Int("net.core.somaxconn")
+	isBelow := func(l *observe.Listener) bool { return int64(l.Backlog) < limit }
+	areBelow := len(n.Listeners) > 0 && !slices.ContainsFunc(pointers(n.Listeners), func(l *observe.Listener) bool { return !isBelow(l) })
 	switch {
-	case l == nil && known && limit < defaultSomaxconn:
+	case l == nil && known && limit < defaultSomaxconn && !areBelow:
 		return []Setting{longerBacklog}
-	case l == nil || !known || int64(l.Backlog) < limit:
+	case l == nil || !known || isBelow(l):
 		return []Setting{}
 	}
 	return []Setting{{

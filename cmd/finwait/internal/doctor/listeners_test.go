@@ -109,7 +109,7 @@ func TestListenerFacts(t *testing.T) {
 		{"waiting", uint64(5)}, {"waiting_before", uint64(5)}, {"backlog", uint64(4)},
 		{"listen_overflows", uint64(23)}, {"opened", uint64(3)}, {"pid", uint64(7)}, {"comm", stranger.Comm},
 	}))
-	qt.Check(t, qt.Equals(f.Summary, "5 connections wait to be accepted at 0.0.0.0:80, which has room for 5: it is full and drops what comes"))
+	qt.Check(t, qt.Equals(f.Summary, processName(stranger)+" does not keep up with accept at 0.0.0.0:80: 5 of 5 wait; 23 SYNs or ACKs dropped, 2.3 a second"))
 	h.Files = map[uint32]observe.Files{stranger.PID: {Open: 1023, Limit: 1024}}
 	qt.Check(t, qt.Equals(fact(&slowAccept.find(h)[0], "open_files"), nil))
 	h.Files[stranger.PID] = observe.Files{Open: 1024, Limit: 1024}
@@ -135,7 +135,10 @@ func TestOverflowNamesListeners(t *testing.T) {
 		{"none is known", overflows, "accept queues", nil, nil},
 		{"none is known, and somaxconn is small", both(overflows, sysctlIs("net.core.somaxconn", "4095")), "accept queues", nil, []string{"net.core.somaxconn = 4096"}},
 		{"none is known, and somaxconn is large", both(overflows, sysctlIs("net.core.somaxconn", "65535")), "accept queues", nil, nil},
-		{"too small for what a log has", both(overflows, queue(4096, 0, 0), opened(1_000_000), fromLog), "accept queues", nil, nil},
+		{"the only one", both(overflows, queue(4096, 0, 0), opened(1_000_000), fromLog), "0.0.0.0:80", "0.0.0.0:80 (0 of 4097)", nil},
+		{"the only one, whose backlog somaxconn does not cut", both(overflows, queue(4, 0, 0), sysctlIs("net.core.somaxconn", "128"), noTraffic), "0.0.0.0:80", "0.0.0.0:80 (0 of 5)", nil},
+		{"the only one of two that can be it", both(overflows, queue(4, 0, 0), opened(3), ssh, sysctlIs("net.core.somaxconn", "128")), "0.0.0.0:80", "0.0.0.0:80 (0 of 5)", nil},
+		{"one of two, by what is known", both(overflows, queue(4, 0, 0), ssh, sysctlIs("net.core.somaxconn", "129"), noTraffic), "accept queues", nil, nil},
 		{"full at one look", both(overflows, queue(4, 0, 5), sysctlIs("net.core.somaxconn", "4096")), "0.0.0.0:80", "0.0.0.0:80 (5 of 5)", nil},
 		{"half full", both(overflows, queue(127, 0, 64), sysctlIs("net.core.somaxconn", "127")), "0.0.0.0:80", "0.0.0.0:80 (64 of 128)", []string{"net.core.somaxconn = 4096"}},
 		{"too small for what comes", both(overflows, queue(4096, 0, 0), opened(1_000_000), sysctlIs("net.core.somaxconn", "4096")), "0.0.0.0:80", "0.0.0.0:80 (0 of 4097)", []string{"net.core.somaxconn = 16384"}},
@@ -153,6 +156,39 @@ func TestOverflowNamesListeners(t *testing.T) {
 			qt.Check(t, qt.DeepEquals(lines, test.settings))
 		})
 	}
+}
+
+// ssh is a second listener, to which nothing comes.
+func ssh(_ *observe.Host, n *observe.Netns) {
+	n.Listeners = append(n.Listeners, observe.Listener{Local: netip.MustParseAddrPort("0.0.0.0:22"), Backlog: 128, Before: true})
+}
+
+// A finding says whose queue it is, as surely as that is known.
+func TestListenerSummaries(t *testing.T) {
+	who, overflows := processName(stranger), grown("TcpExt.ListenOverflows", 23)
+	for _, test := range []struct {
+		name   string
+		rule   *Rule
+		change change
+		want   string
+	}{
+		{"accepts none", slowAccept, both(queue(5, 6, 6), overflows), who + " accepted none in 10 s at 0.0.0.0:80: 6 of 6 wait; 23 SYNs or ACKs dropped, 2.3 a second"},
+		{"accepts none, not full", slowAccept, queue(1024, 10, 10), who + " accepted none in 10 s at 0.0.0.0:80: 10 of 1,025 wait"},
+		{"full, and nothing comes", slowAccept, both(queue(5, 6, 6), grown("TcpExt.ListenOverflows", 0)), who + " accepted none in 10 s at 0.0.0.0:80: 6 of 6 wait, as many as fit"},
+		{"nothing else is known", slowAccept, both(queue(5, 6, 6), noTraffic), who + " does not keep up with accept at 0.0.0.0:80: 6 of 6 wait, as many as fit"},
+		{"another cannot have dropped", slowAccept, both(queue(5, 6, 6), overflows, ssh), who + " accepted none in 10 s at 0.0.0.0:80: 6 of 6 wait; 23 SYNs or ACKs dropped, 2.3 a second"},
+		{"another may have dropped", slowAccept, both(queue(5, 6, 6), overflows, ssh, noTraffic), who + " does not keep up with accept at 0.0.0.0:80: 6 of 6 wait; 23 SYNs or ACKs dropped, 2.3 a second, here and at other listeners"},
+		{"the only one", acceptQueueOverflow, both(overflows, queue(4, 0, 0), opened(100)), "23 SYNs or ACKs dropped, 2.3 a second, because the accept queue of " + who + " at 0.0.0.0:80 (backlog 4) was full: bursts, which were over at both looks"},
+		{"the likely one", acceptQueueOverflow, both(overflows, queue(4, 0, 5), ssh, noTraffic), "23 SYNs or ACKs dropped, 2.3 a second, because an accept queue was full, most likely that of " + who + " at 0.0.0.0:80 (backlog 4)"},
+		{"none is known", acceptQueueOverflow, overflows, "23 SYNs or ACKs dropped, 2.3 a second, because an accept queue was full: bursts, which were over at both looks"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			qt.Check(t, qt.Equals(test.rule.find(watchedHost(test.change))[0].Summary, test.want))
+		})
+	}
+	h := watchedHost(queue(5, 6, 6))
+	h.Namespaces[0].Listeners[0].Owner = observe.Process{}
+	qt.Check(t, qt.StringContains(slowAccept.find(h)[0].Summary, "a process that is not known accepted none in 10 s at 0.0.0.0:80"))
 }
 
 // What goes to an address is its own listener's, else that of all addresses.

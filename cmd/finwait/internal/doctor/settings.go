@@ -83,7 +83,7 @@ func Judge(h *observe.Host) []Judgement {
 func judgeLine(h *observe.Host, n *observe.Netns, key string, line sysctl.Line) Judgement {
 	j := Judgement{Key: key, Line: line, Running: n.Sysctls[key]}
 	s := settingOf(key)
-	o := s.opinion(world{h, n, true}, line.Value)
+	o := s.opinion(atNextStart(h, n), line.Value)
 	last, set := h.Settings.Last(key)
 	switch {
 	case o.gone:
@@ -177,14 +177,21 @@ func where(l sysctl.Line) string {
 	return l.File + ":" + strconv.Itoa(l.Number)
 }
 
-// world is the sysctls of a network namespace: those that run, or those that it will
-// have when the host has started anew.
+// world is the sysctls of a network namespace that are in force together: those that run,
+// or those that it will have when the host has started anew.
 type world struct {
 	host  *observe.Host
 	netns *observe.Netns
 	next  bool
+	// inFile tells that the value that is judged is that of a line of the host's files.
+	inFile bool
 }
 
+func atNextStart(h *observe.Host, n *observe.Netns) world { return world{h, n, true, true} }
+func running(h *observe.Host, n *observe.Netns) world     { return world{h, n, false, false} }
+
+// value returns the value of a sysctl. What no file sets is taken to be set again as it
+// runs.
 func (w world) value(key string) (string, bool) {
 	if w.next {
 		if line, ok := w.host.Settings.Last(key); ok {
@@ -284,66 +291,62 @@ func judged(id string) func(*observe.Host) []Finding {
 // find returns what the rule of that id has to say of the setting in a namespace: of
 // the line that sets it, or else of the value that runs.
 func (s *setting) find(h *observe.Host, n *observe.Netns, id string) (Finding, bool) {
-	running, runs := n.Sysctls[s.key]
+	now, runs := n.Sysctls[s.key]
 	var line sysctl.Line
 	set := false
 	if n.Host && h.Settings != nil {
 		line, set = h.Settings.Last(s.key)
 	}
 	var o opinion
-	value := line.Value
+	value, at := line.Value, ""
 	if set {
-		o = s.opinion(world{h, n, true}, value)
+		o = s.opinion(atNextStart(h, n), value)
+		at = " (" + where(line) + ")" + s.fromNextStart(h, n, value, id)
 	}
 	if runs && o.rule != id {
-		o, value = s.opinion(world{h, n, false}, running), running
-		set = set && sysctl.Equal(value, line.Value)
+		set = set && isApplied(s.key, line.Value, now)
+		o, value, at = s.opinion(world{h, n, false, set}, now), now, ""
+		if set {
+			at = " (" + where(line) + ")"
+		}
 	}
 	if o.rule != id {
 		return Finding{}, false
 	}
-	f := Finding{Severity: o.severity, Netns: n, Subject: s.key, Facts: []Fact{{"sysctl", s.key}, {"value", value}}}
-	if runs {
-		f.Facts = append(f.Facts, Fact{"running", running})
+	f := Finding{
+		Severity: o.severity, Netns: n, Subject: s.key, Facts: []Fact{{"sysctl", s.key}, {"value", value}},
+		Summary: fmt.Sprintf("%s = %s%s %s", s.key, value, at, o.says),
 	}
-	if def, ok := s.defaultIn(world{h, n, false}); ok {
+	if runs {
+		f.Facts = append(f.Facts, Fact{"running", now})
+	}
+	if def, ok := s.defaultIn(running(h, n)); ok {
 		f.Facts = append(f.Facts, Fact{"default", def})
 	}
-	var at string
 	if set {
-		at = " (" + where(line) + ")"
 		f.Facts = append(f.Facts, lineFacts(h, s.key, line)...)
 	}
 	f.Facts = append(f.Facts, o.facts...)
-	f.Summary = fmt.Sprintf("%s = %s%s %s", s.key, value, at, o.says)
-	f.Sysctls = o.instead
-	if f.Sysctls == nil {
-		f.Sysctls = s.undo(world{h, n, false}, line, set)
+	s.cure(&f, running(h, n), line, set)
+	if o.instead != nil {
+		f.Sysctls, f.Once = o.instead, nil
 	}
 	return f, true
 }
 
-// undo returns the line of the default, and says what to do with the one there is, if
-// one is set.
-func (s *setting) undo(w world, line sysctl.Line, set bool) []Setting {
-	def, ok := s.defaultIn(w)
-	if !ok || def == "" {
-		return nil // of the rule
-	}
-	note := "the kernel's default"
+// fromNextStart says that what a rule has to say of the value of a line is not true yet, if
+// so: something else runs, or something else with it.
+func (s *setting) fromNextStart(h *observe.Host, n *observe.Netns, value, id string) string {
+	now, runs := n.Sysctls[s.key]
 	switch {
-	case set && overridesOther(w.host, s.key, line, def):
-		note += ": put it in place of " + where(line) + ", for without it another line sets it, and set it once with sysctl -w"
-	case set:
-		note += ": put it in place of " + where(line) + ", or delete that and set this once with sysctl -w"
-	case !w.netns.Host:
-		note += ": put it where the namespace's container is described, or set it inside with sysctl -w"
-	case line.File != "":
-		note += "; " + where(line) + " says " + line.Value + ", which something has changed since"
-	case w.host.Settings != nil:
-		note += ": no sysctl file sets it, so sysctl -w is enough, unless what has set it does so again"
+	case !runs:
+		return ""
+	case !isApplied(s.key, value, now):
+		return ": from the next start (" + orNothing(now) + " runs now) it"
+	case s.opinion(world{h, n, false, true}, now).rule != id:
+		return ": from the next start it"
 	}
-	return []Setting{{s.key + " = " + def, note}}
+	return ""
 }
 
 // overridesOther reports whether another line would set a sysctl, and not to its default,
@@ -386,6 +389,7 @@ func foldSettings(all []Finding) []Finding {
 	rest := all[handful:]
 	var subjects []string
 	last := Finding{Netns: rest[0].Netns, Sysctls: []Setting{}}
+	var places []string
 	for _, f := range rest {
 		last.Severity = max(last.Severity, f.Severity)
 		if !slices.Contains(subjects, f.Subject) {
@@ -394,7 +398,13 @@ func foldSettings(all []Finding) []Finding {
 		if f.Netns != last.Netns {
 			last.Netns = nil
 		}
-		last.Sysctls = append(last.Sysctls, f.Sysctls...)
+		last.Sysctls, last.Once = append(last.Sysctls, f.Sysctls...), append(last.Once, f.Once...)
+		if f.cure != nil && f.cure.place != "" {
+			places = append(places, f.cure.place)
+		}
+	}
+	if len(places) > 0 {
+		last.cure = &cure{place: strings.Join(places, ", ")}
 	}
 	last.Subject = subjects[0]
 	if len(subjects) > 1 {

@@ -164,7 +164,8 @@ var settingNotApplied = &Rule{
 	ID:    sysctlNotApplied,
 	Title: "What runs is not what the sysctl files say",
 	Worst: Warning,
-	When:  "the line of the sysctl files that wins sets a sysctl of TCP to another value than the one that runs in the host's own network namespace.",
+	When: `the line of the sysctl files that wins sets a sysctl of TCP to another value than the one that runs in the host's own network
+		namespace. Not if another finding says that the line is better not there.`,
 	Why: `The file was changed and not applied, or somebody, or a program such as a container runtime, has set the sysctl since the
 		host was started; or the kernel refuses the value. Unless it is refused, the host will behave otherwise after its next
 		start, when nobody thinks of this line.`,
@@ -197,23 +198,26 @@ func isApplied(key, value, running string) bool {
 
 func findNotApplied(h *observe.Host, n *observe.Netns, key string) (Finding, bool) {
 	last, set := h.Settings.Last(key)
-	running, ok := n.Sysctls[key]
-	if !set || !ok || isApplied(key, last.Value, running) {
+	now, ok := n.Sysctls[key]
+	if !set || !ok || isApplied(key, last.Value, now) {
+		return Finding{}, false
+	}
+	// Of a value that is better not had another finding says what to do with the line.
+	s := settingOf(key)
+	if s.opinion(atNextStart(h, n), last.Value).rule != "" {
 		return Finding{}, false
 	}
 	f := Finding{
 		Severity: Warning,
 		Subject:  key,
-		Summary:  fmt.Sprintf("%s is %s, and %s says %s", key, orNothing(running), where(last), orNothing(last.Value)),
-		Facts:    append([]Fact{{"sysctl", key}, {"value", last.Value}, {"running", running}}, lineFacts(h, key, last)...),
+		Summary:  fmt.Sprintf("%s is %s, and %s says %s", key, orNothing(now), where(last), orNothing(last.Value)),
+		Facts:    append([]Fact{{"sysctl", key}, {"value", last.Value}, {"running", now}}, lineFacts(h, key, last)...),
 		Sysctls:  []Setting{},
 	}
-	// Of a value that is better not had another finding has the line to set.
-	s := settingOf(key)
-	if s.opinion(world{h, n, true}, last.Value).rule == "" && s.opinion(world{h, n, false}, running).rule == "" && last.Value != "" {
+	if s.opinion(running(h, n), now).rule == "" && last.Value != "" {
 		f.Sysctls = []Setting{{
 			key + " = " + last.Value,
-			fmt.Sprintf("what the file says; if what runs is right, put %s there instead: %s", orNothing(running), where(last)),
+			fmt.Sprintf("what the file says; if what runs is right, put %s there instead: %s", orNothing(now), where(last)),
 		}}
 	}
 	return f, true

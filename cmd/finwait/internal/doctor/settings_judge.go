@@ -62,11 +62,11 @@ func judgeFinTimeout(w world, value string) opinion {
 }
 
 func judgeReuse(w world, value string) opinion {
-	if w.is("net.ipv4.tcp_timestamps", "0") && (sysctl.Equal(value, "1") || w.next && sysctl.Equal(value, "2")) {
+	if off, by := timestampsOff(w); off && (sysctl.Equal(value, "1") || w.inFile && sysctl.Equal(value, "2")) {
 		return opinion{
 			verdict: VerdictNoEffect, rule: sysctlReuseNoTimestamps, severity: Warning,
-			says:    "does nothing without timestamps, and net.ipv4.tcp_timestamps is 0",
-			why:     "It goes by the timestamps of the old connection, and net.ipv4.tcp_timestamps is 0.",
+			says:    "does nothing without timestamps: net.ipv4.tcp_timestamps is 0, " + by,
+			why:     "It goes by the timestamps of the old connection, and net.ipv4.tcp_timestamps is 0, " + by + ".",
 			instead: []Setting{{"net.ipv4.tcp_timestamps = 1", "the kernel's default"}},
 		}
 	}
@@ -100,6 +100,17 @@ func judgeReuse(w world, value string) opinion {
 			{"time_wait_sockets", w.netns.States[tracer.StateTimeWait]},
 		},
 	}
+}
+
+// timestampsOff reports whether timestamps are off in a world, and by what. What runs by
+// no file is gone when the host starts.
+func timestampsOff(w world) (off bool, by string) {
+	const key = "net.ipv4.tcp_timestamps"
+	if !w.next {
+		return w.is(key, "0"), "as it runs"
+	}
+	line, set := w.host.Settings.Last(key)
+	return set && sysctl.Equal(line.Value, "0"), "by " + where(line)
 }
 
 func judgeMaxTimeWait(w world, value string) opinion {
@@ -191,7 +202,7 @@ func judgeSynBacklog(w world, value string) opinion {
 		why: `The kernel looks at it only if net.ipv4.tcp_syncookies is 0 (tcp_conn_request). What bounds half-open connections is
 			the listener's backlog, which net.core.somaxconn bounds.`,
 	}
-	if w.next && limit > def {
+	if w.inFile && limit > def {
 		o.rule, o.severity, o.instead = sysctlSynBacklog, Info, []Setting{}
 		o.says = "does nothing, as net.ipv4.tcp_syncookies is not 0"
 		o.facts = []Fact{{"tcp_syncookies", cookies}}

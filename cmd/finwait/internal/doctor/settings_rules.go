@@ -24,7 +24,6 @@ const (
 const (
 	keyRecycle = "net.ipv4.tcp_tw_recycle"
 	ipSysctl   = "Documentation/networking/ip-sysctl.rst: "
-	deleteLine = "Delete the line from the sysctl file that the finding names, if it names one."
 )
 
 var settingRules = []*Rule{
@@ -60,7 +59,7 @@ var settingRules = []*Rule{
 		ID:    sysctlReuseNoTimestamps,
 		Title: "tcp_tw_reuse is on and timestamps are off",
 		Worst: Warning,
-		When:  "net.ipv4.tcp_tw_reuse is 1, or a sysctl file sets it to 2, and net.ipv4.tcp_timestamps is 0.",
+		When:  "net.ipv4.tcp_tw_reuse is 1, or a sysctl file sets it to 2, and net.ipv4.tcp_timestamps is 0: both as they run, or both by sysctl files.",
 		Why: `A port in TIME_WAIT is safe to take because the timestamps of the new connection are later than those of the old one: late
 			segments are told apart. Without timestamps the kernel does not take it (tcp_twsk_unique), and the sysctl is without
 			effect. Whoever runs out of ports will do so all the same.`,
@@ -80,7 +79,7 @@ var settingRules = []*Rule{
 			first there is no connect, and nothing for it to do; nor does TIME_WAIT cost it ports, for all its connections have the
 			same one. A SYN from a client that uses its port again ends TIME_WAIT anyway, whatever the sysctl says. The default, 2, is
 			the same for connections on loopback alone.`,
-		Application: []string{"Nothing is wrong. Delete the line, unless this host also opens many connections to others."},
+		Application: []string{"Nothing is wrong.", "Unless this host also opens many connections to others: delete " + theLine + ", if it names one."},
 		Check:       "nstat -az TcpExtTWRecycled does not grow: no port was taken so.",
 		References:  []string{ipSysctl + "tcp_tw_reuse", "RFC 9293 section 3.6.1", "RFC 6191"},
 		find:        judged(sysctlReuseInbound),
@@ -108,7 +107,7 @@ var settingRules = []*Rule{
 		Why: `With 0 a RST that fits ends TIME_WAIT at once, with 1 it is ignored (tcp_timewait_state_process). So 1 is what protects
 			TIME_WAIT from being assassinated by a stray RST; ip-sysctl.rst can be read the other way round. It makes nothing faster
 			and lessens nothing: there is rather more TIME_WAIT with it. It does no harm.`,
-		Application: []string{"Keep it if this is what you want; else delete the line."},
+		Application: []string{"Keep it if this is what you want.", "Else: delete " + theLine + ", if it names one."},
 		Check:       "sysctl net.ipv4.tcp_rfc1337.",
 		References:  []string{"RFC 1337", ipSysctl + "tcp_rfc1337"},
 		find:        judged(sysctlRFC1337),

@@ -161,7 +161,7 @@ var settingTests = []struct {
 	{name: "fin_timeout and many orphans", running: sysctl.Values{"net.ipv4.tcp_fin_timeout": "30"}, change: orphans(25)},
 	{name: "fin_timeout that is so low that orphans are few", running: sysctl.Values{"net.ipv4.tcp_fin_timeout": "1"}, change: orphans(1)},
 	{name: "fin_timeout set, and few orphans by default", running: sysctl.Values{"net.ipv4.tcp_fin_timeout": "60"}, change: orphans(49),
-		set: lines(tuning, "net.ipv4.tcp_fin_timeout = 30"), want: []string{sysctlFinTimeout, sysctlNotApplied}},
+		set: lines(tuning, "net.ipv4.tcp_fin_timeout = 30"), want: []string{sysctlFinTimeout}},
 
 	{name: "reuse without timestamps", running: sysctl.Values{"net.ipv4.tcp_tw_reuse": "1", "net.ipv4.tcp_timestamps": "0"},
 		want: []string{sysctlTimestampsOff, sysctlReuseNoTimestamps}},
@@ -325,7 +325,7 @@ func TestSettingsFinding(t *testing.T) {
 	qt.Assert(t, qt.IsTrue(i >= 0))
 	f := findings[i]
 	qt.Check(t, qt.Equals(f.Subject, "net.ipv4.tcp_fin_timeout"))
-	qt.Check(t, qt.Equals(f.Summary, "net.ipv4.tcp_fin_timeout = 30 (/etc/sysctl.d/99-tuning.conf:2) does not shorten TIME_WAIT"))
+	qt.Check(t, qt.Equals(f.Summary, "net.ipv4.tcp_fin_timeout = 30 (/etc/sysctl.d/99-tuning.conf:2): from the next start (45 runs now) it does not shorten TIME_WAIT"))
 	qt.Check(t, qt.DeepEquals(f.Facts, []Fact{
 		{"sysctl", "net.ipv4.tcp_fin_timeout"}, {"value", "30"}, {"running", "45"}, {"default", "60"},
 		{"file", tuning}, {"line", 2}, {"overrides", "/usr/lib/sysctl.d/50-v.conf:1"}, {"fin_wait2_orphans", 0},
@@ -333,33 +333,10 @@ func TestSettingsFinding(t *testing.T) {
 	qt.Assert(t, qt.HasLen(f.Sysctls, 1))
 	qt.Check(t, qt.Equals(f.Sysctls[0].Line, "net.ipv4.tcp_fin_timeout = 60"))
 	qt.Check(t, qt.StringContains(f.Sysctls[0].Note, "in place of /etc/sysctl.d/99-tuning.conf:2, for without it another"))
-	qt.Check(t, qt.IsTrue(slices.Contains(idsOf(findings), sysctlNotApplied)))
-
-	h = applied(lines(tuning, "net.ipv4.tcp_fin_timeout = 30")...)
-	f = Diagnose(h)[0]
-	qt.Check(t, qt.StringContains(f.Sysctls[0].Note, "in place of /etc/sysctl.d/99-tuning.conf:1, or delete that"))
-}
-
-// Of what was not applied there is one line to set, or that of another finding.
-func TestSettingsNotApplied(t *testing.T) {
-	const retries, abort = "net.ipv4.tcp_syn_retries", "net.ipv4.tcp_abort_on_overflow"
-	for _, test := range []struct {
-		key, running, file string
-		want               []string
-	}{
-		{retries, "3", "4", []string{retries + " = 4"}},
-		{retries, "3", "", nil},
-		{abort, "0", "1", []string{abort + " = 0"}},
-		{abort, "1", "0", []string{abort + " = 0"}},
-	} {
-		var got []string
-		for _, f := range Diagnose(configured(sysctl.Values{test.key: test.running}, lines(tuning, test.key+" = "+test.file)...)) {
-			for _, s := range f.Settings() {
-				got = append(got, s.Line)
-			}
-		}
-		qt.Check(t, qt.DeepEquals(got, test.want), qt.Commentf("%+v", test))
-	}
+	qt.Check(t, qt.StringContains(f.Advice()[0], "in place of /etc/sysctl.d/99-tuning.conf:2: without it another"))
+	qt.Check(t, qt.HasLen(f.Once, 0))
+	// There is one finding of a line.
+	qt.Check(t, qt.IsFalse(slices.Contains(idsOf(findings), sysctlNotApplied)))
 }
 
 // Without systemd what is in /etc/sysctl.conf is read.
@@ -411,6 +388,8 @@ func TestSettingsFold(t *testing.T) {
 	qt.Check(t, qt.StringContains(fmt.Sprint(fact(&last, "sysctl")), "tcp_typo22"))
 	qt.Check(t, qt.Equals(last.Subject, "net.ipv4.tcp_typo05 and 17 more"))
 	qt.Check(t, qt.Equals(last.Facts[0], Fact{"more", 18}))
+	qt.Check(t, qt.Equals(last.Folded(), 18))
+	qt.Check(t, qt.Equals(findings[0].Folded(), 0))
 	qt.Check(t, qt.HasLen(Judge(h), 23))
 }
 

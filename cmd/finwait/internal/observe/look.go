@@ -67,17 +67,17 @@ func takeLook(ctx context.Context, opts *Options, files *sysctl.Files) (*look, e
 		l.missed = missed // else it is about others
 		return l, err
 	}
-	return l, errors.Join(err, l.noteAbsent(opts.Netns, missed.Netns))
+	return l, errors.Join(err, l.noteAbsent(opts, missed.Netns))
 }
 
 // noteAbsent notes which of the namespaces that were asked for could not be looked at. It
 // returns an error if none could be.
-func (l *look) noteAbsent(asked []uint32, missed []tracer.MissedNetns) error {
-	for _, inode := range asked {
+func (l *look) noteAbsent(opts *Options, missed []tracer.MissedNetns) error {
+	for i, inode := range opts.Netns {
 		if l.spaces[inode] != nil {
 			continue
 		}
-		what, why := fmt.Sprintf("network namespace %d", inode), errors.New("it is not there, or may not be looked into")
+		what, why := opts.nameNetns(i), errAbsent()
 		if i := slices.IndexFunc(missed, func(m tracer.MissedNetns) bool { return m.Netns == inode }); i >= 0 {
 			why = explained(missed[i].Err)
 		}
@@ -87,6 +87,23 @@ func (l *look) noteAbsent(asked []uint32, missed []tracer.MissedNetns) error {
 		l.unseen[what] = why
 	}
 	return nil
+}
+
+// nameNetns names a namespace of Netns as the user does, and by its inode number.
+func (o *Options) nameNetns(i int) string {
+	name := fmt.Sprintf("network namespace %d", o.Netns[i])
+	if i < len(o.NetnsWords) && o.NetnsWords[i] != strconv.FormatUint(uint64(o.Netns[i]), 10) {
+		name = fmt.Sprintf("network namespace %q (%d)", o.NetnsWords[i], o.Netns[i])
+	}
+	return name
+}
+
+// errAbsent says why a namespace may not have been found.
+func errAbsent() error {
+	if os.Geteuid() == 0 {
+		return errors.New("no process is in it and it is mounted nowhere, as far as root can see here")
+	}
+	return errors.New("it is not there, or it is hidden: to find and to enter it takes root, or CAP_SYS_PTRACE and CAP_SYS_ADMIN")
 }
 
 // look reads all that the thread sees in its network namespace.

@@ -25,6 +25,9 @@ type Options struct {
 	// them that count; all if there are none.
 	Scope tracer.NetnsScope
 	Netns []uint32
+	// NetnsWords are what the user calls those of Netns, one for each, for what cannot be
+	// looked at; nil if they have no other names.
+	NetnsWords []string
 
 	// Source is who sees what happens to connections. "" is whoever can: a tracer of our
 	// own, or else the agent.

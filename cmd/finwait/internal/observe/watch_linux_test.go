@@ -126,12 +126,19 @@ func TestWatchNetnsThatIsNotThere(t *testing.T) {
 	h, err := Watch(ctx, opts)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(h.Namespaces, 1))
-	qt.Check(t, qt.Equals(h.unseen("network namespace 1"), "it is not there, or may not be looked into"))
+	qt.Check(t, qt.Equals(h.unseen("network namespace 1"), errAbsent().Error()))
 
-	ctx, opts = own(t)
-	opts.Netns = []uint32{1}
-	_, err = Watch(ctx, opts)
-	qt.Check(t, qt.ErrorMatches(err, "network namespace 1: it is not there, or may not be looked into"))
+	// It has the name that the user has for it.
+	for says, words := range map[string][]string{"network namespace 1": nil, `network namespace "blue" (1)`: {"blue"}} {
+		ctx, opts = own(t)
+		opts.Netns, opts.NetnsWords = []uint32{1}, words
+		_, err = Watch(ctx, opts)
+		qt.Assert(t, qt.IsNotNil(err))
+		qt.Check(t, qt.Equals(err.Error(), says+": "+errAbsent().Error()))
+	}
+	opts = &Options{Netns: []uint32{1, 2}, NetnsWords: []string{"1", "self"}}
+	qt.Check(t, qt.Equals(opts.nameNetns(0), "network namespace 1"))
+	qt.Check(t, qt.Equals(opts.nameNetns(1), `network namespace "self" (2)`))
 }
 
 // A namespace that has ended may have left its inode number to another: they are not

@@ -196,12 +196,24 @@ func (t *doctorText) head(first *doctor.Finding) {
 func (t *doctorText) found(findings []doctor.Finding, most int) (shown []doctor.Finding) {
 	shown = findings[:min(most, len(findings))]
 	for i := range shown {
-		t.buf = prose.Wrap(append(t.buf, "  "...), 2, 4, quoted(placeOf(shown[i].Netns)+shown[i].Summary))
+		t.buf = prose.Wrap(append(t.buf, "  "...), 2, 4, quoted(placeOf(shown[i].Netns)+summaryOf(&shown[i])))
 	}
-	if more := len(findings) - len(shown); more > 0 {
+	more := 0
+	for _, f := range findings[len(shown):] {
+		more += max(f.Folded(), 1)
+	}
+	if more > 0 {
 		t.buf = fmt.Appendf(t.buf, "  and %s more, which --format json has\n", prose.Number(uint64(more)))
 	}
 	return shown
+}
+
+// summaryOf says what is wrong, and with what.
+func summaryOf(f *doctor.Finding) string {
+	if f.Subject == "" || f.Folded() > 0 || strings.Contains(f.Summary, f.Subject) {
+		return f.Summary
+	}
+	return f.Subject + ": " + f.Summary
 }
 
 // others says what else is wrong.
@@ -222,8 +234,8 @@ func (t *doctorText) group(h *observe.Host, findings []doctor.Finding) {
 	t.buf = append(t.buf, '\n')
 	t.head(first)
 	shown := t.found(findings, shownFindings)
-	if len(first.Rule.Application) > 0 {
-		t.row("do:", first.Rule.Application[0])
+	if advice := first.Advice(); len(advice) > 0 {
+		t.row("do:", advice[0])
 	}
 	t.settings(h, shown)
 	t.row("check:", first.Rule.Check)
@@ -241,20 +253,26 @@ func placeOf(n *observe.Netns) string {
 }
 
 // settings appends the sysctl lines of the findings, each once, and where they go; or the
-// command that sets it, which says so itself.
+// command that sets it in a namespace, which says so itself.
 func (t *doctorText) settings(h *observe.Host, findings []doctor.Finding) {
 	type line struct{ text, target string }
 	var lines []line
+	add := func(l line) {
+		if !slices.Contains(lines, l) {
+			lines = append(lines, l)
+		}
+	}
 	for i := range findings {
 		f := &findings[i]
 		for _, s := range f.Settings() {
-			l := line{s.Line, targetOf(h, &s)}
-			if !inHost(f, &s) {
-				l = line{setCommand(f.Netns, &s), ""}
+			if inHost(f, &s) {
+				add(line{s.Line, targetOf(h, &s)})
+			} else {
+				add(line{enter(f.Netns) + " " + setCommand(&s), ""})
 			}
-			if !slices.Contains(lines, l) {
-				lines = append(lines, l)
-			}
+		}
+		for _, s := range f.Once {
+			add(line{setCommand(&s), "until the next start"})
 		}
 	}
 	shown := lines[:min(shownSettings, len(lines))]
@@ -305,13 +323,14 @@ func isPlain(path string) bool {
 	return path != "" && strings.Trim(path, plain) == ""
 }
 
-// setCommand returns the command that sets it in the namespace, until that is gone.
-func setCommand(n *observe.Netns, s *doctor.Setting) string {
+// setCommand returns the command that sets it in the namespace where it runs, until that
+// is gone.
+func setCommand(s *doctor.Setting) string {
 	name, value := s.Split()
 	if strings.Contains(value, " ") {
 		value = "'" + value + "'"
 	}
-	return enter(n) + " sysctl -w " + name + "=" + value
+	return "sysctl -w " + name + "=" + value
 }
 
 // elsewhere says once how other namespaces than the host's get their sysctls.

@@ -132,7 +132,7 @@ func trafficOf(t *observe.Traffic) *trafficJSON {
 func findingOf(h *observe.Host, f *doctor.Finding) findingJSON {
 	doc := findingJSON{
 		ID: f.Rule.ID, Severity: f.Severity.String(), Title: f.Rule.Title, Subject: f.Subject, Summary: f.Summary,
-		Facts: map[string]any{}, Why: f.Rule.Why, Application: f.Rule.Application, Check: f.Rule.Check, References: f.Rule.References,
+		Facts: map[string]any{}, Why: f.Rule.Why, Application: f.Advice(), Check: f.Rule.Check, References: f.Rule.References,
 	}
 	if n := f.Netns; n != nil {
 		doc.Netns, doc.NetnsName, doc.NetnsHost = n.Inode, n.Name, n.Host
@@ -148,9 +148,12 @@ func findingOf(h *observe.Host, f *doctor.Finding) findingJSON {
 		if inHost(f, &s) {
 			setting.File, setting.Instead = sysctlFile, doctor.Instead(h, &s, sysctlFile)
 		} else {
-			setting.Command = setCommand(f.Netns, &s)
+			setting.Command = enter(f.Netns) + " " + setCommand(&s)
 		}
 		doc.Sysctls = append(doc.Sysctls, setting)
+	}
+	for _, s := range f.Once {
+		doc.Sysctls = append(doc.Sysctls, settingJSON{Line: s.Line, Note: prose.Line(s.Note), Command: setCommand(&s)})
 	}
 	return doc
 }

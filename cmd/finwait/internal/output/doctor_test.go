@@ -136,6 +136,40 @@ func TestDoctorInstead(t *testing.T) {
 	qt.Check(t, qt.Equals(strings.Count(line, `"instead"`), 1))
 }
 
+// A finding may know better what to do than its rule.
+func TestDoctorAdvice(t *testing.T) {
+	h, findings := sickHost()
+	f := &findings[5]
+	f.Netns, f.Application, f.Sysctls = &h.Namespaces[0], []string{"Delete a.conf:3.", "More."}, []doctor.Setting{}
+	f.Once = []doctor.Setting{{Line: "net.ipv4.ip_local_port_range = 1 2", Note: "the default"}}
+	text := string(AppendDoctorText(nil, h, findings[5:6], Options{}))
+	qt.Check(t, qt.StringContains(text, "\n  do:      Delete a.conf:3.\n  sysctl:  sysctl -w net.ipv4.ip_local_port_range='1 2'\n           until the next start\n"))
+	line := string(AppendDoctorJSON(nil, h, findings[5:6]))
+	qt.Check(t, qt.StringContains(line, `"application":["Delete a.conf:3.","More."],"sysctls":[{"line":"net.ipv4.ip_local_port_range = 1 2","note":"the default","command":"sysctl -w net.ipv4.ip_local_port_range='1 2'"}]`))
+	f.Application = []string{} // nothing at all
+	qt.Check(t, qt.IsFalse(strings.Contains(string(AppendDoctorText(nil, h, findings[5:6], Options{})), "do:")))
+}
+
+// Whatever the summary says, it is clear what it is about, and how many are not told.
+func TestDoctorSubject(t *testing.T) {
+	h := healthyHost()
+	finding := func(subject, summary string, folded int) doctor.Finding {
+		f := doctor.Finding{Rule: leakRule, Severity: doctor.Warning, Netns: &h.Namespaces[1], Subject: subject, Summary: summary}
+		if folded > 0 {
+			f.Facts = []doctor.Fact{{Name: "others", Value: folded}}
+		}
+		return f
+	}
+	findings := []doctor.Finding{
+		finding("10.0.0.1", "23 are taken", 0), finding("10.0.0.2", "at 10.0.0.2 23 are taken", 0), finding("others", "the same is true of 18 others", 18),
+	}
+	text := string(AppendDoctorText(nil, h, findings, Options{}))
+	qt.Check(t, qt.StringContains(text, "\n  netns blue: 10.0.0.1: 23 are taken\n  netns blue: at 10.0.0.2 23 are taken\n  netns blue: the same is true of 18 others\n"))
+	findings = append([]doctor.Finding{findings[0], findings[0]}, findings...)
+	text = string(AppendDoctorText(nil, h, findings, Options{}))
+	qt.Check(t, qt.StringContains(text, "  and 19 more, which --format json has\n"))
+}
+
 // One screen is enough for three findings, and however many there are they are not many more.
 func TestDoctorScreen(t *testing.T) {
 	h, findings := sickHost()
@@ -242,7 +276,7 @@ func TestSetCommand(t *testing.T) {
 		"nsenter -t 4711 -n sysctl -w net.ipv4.tcp_tw_reuse=1":                  {&observe.Netns{Name: "blue", Member: 4711}, one},
 		"nsenter -t PID -n sysctl -w net.ipv4.ip_local_port_range='1024 65535'": {&observe.Netns{}, ports},
 	} {
-		qt.Check(t, qt.Equals(setCommand(of.n, of.s), want))
+		qt.Check(t, qt.Equals(enter(of.n)+" "+setCommand(of.s), want))
 	}
 	for name, want := range map[string]bool{"blue": true, "cni-1.2_3": true, "": false, "-x": true, "a b": false, "a;b": false, "/a/b": true, "ä": false} {
 		qt.Check(t, qt.Equals(isPlain(name), want), qt.Commentf("%q", name))

@@ -76,7 +76,7 @@ func appendReportHead(dst []byte, r *summary.Report) []byte {
 	}
 	dst = fmt.Appendf(dst, "\nread         %d transitions, %d connections; files: %d\n", r.Transitions.Records, r.Conns.Records, r.Files)
 	if r.Damaged+r.Broken > 0 {
-		dst = fmt.Appendf(dst, "not read     damaged lines: %d; files not read to their end: %d\n", r.Damaged, r.Broken)
+		dst = fmt.Appendf(dst, "not read     damaged lines: %d; files not read, or not to their end: %d\n", r.Damaged, r.Broken)
 	}
 	return fmt.Appendf(dst, "percentiles  within %.1f %% of the true ones\n", 100*summary.RelativeError)
 }

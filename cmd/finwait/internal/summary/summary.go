@@ -21,7 +21,7 @@ type Report struct {
 	// time if there is none.
 	First, Last time.Time
 	// Files is how many were read, Damaged how many of their lines are no records,
-	// and Broken how many files could not be read to their end.
+	// and Broken how many files could not be read, or not to their end.
 	Files           int
 	Damaged, Broken uint64
 	// Transitions and Conns are about records of one kind alone.
