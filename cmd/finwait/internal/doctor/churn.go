@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -156,7 +157,7 @@ func (c *client) finding(n *observe.Netns, ports int) (f Finding, ok bool) {
 		Severity: Info,
 		Subject:  c.name() + " to " + c.to.String(),
 		Summary: fmt.Sprintf("%s opens %s connections a second to %s and closes them, which holds %s of %s ports in TIME_WAIT",
-			c.name(), rate(c.opened), c.to, number(uint64(held)), number(uint64(ports))),
+			c.name(), prose.Rate(c.opened), c.to, prose.Number(uint64(held)), prose.Number(uint64(ports))),
 		Facts: []Fact{
 			{"opened_per_second", c.opened}, {"closed_first_per_second", c.closing},
 			{"ports_held", int(held)}, {"ports_in_all", ports},

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -88,7 +89,7 @@ func leakOf(h *observe.Host, n *observe.Netns, p *pile) Finding {
 		Severity: Warning,
 		Subject:  p.subject(),
 		Summary: fmt.Sprintf("%s has not closed %s connections that their peers have closed, %s",
-			p.subject(), number(uint64(p.count)), hasRead(&p.sum)),
+			p.subject(), prose.Number(uint64(p.count)), hasRead(&p.sum)),
 		Facts: append(processFacts(p.owner), []Fact{
 			{"sockets", p.sum.Sockets}, {"new", p.sum.New}, {"unread_end", p.sum.UnreadEnd}, {"unread_data", p.sum.Unread},
 			{"unsent_data", p.sum.Unsent}, {"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
@@ -105,7 +106,7 @@ func leakOf(h *observe.Host, n *observe.Netns, p *pile) Finding {
 	f.Facts = append(f.Facts, Fact{"files_open", open}, Fact{"files_limit", limit})
 	if float64(open) >= nearLimit*float64(limit) {
 		f.Severity = Critical
-		f.Summary += fmt.Sprintf("; it has %s files open, of %s that it may", number(open), number(limit))
+		f.Summary += fmt.Sprintf("; it has %s files open, of %s that it may", prose.Number(open), prose.Number(limit))
 	}
 	if growth > 0 && limit > open {
 		left := math.Round(float64(limit-open) / growth)
@@ -122,7 +123,7 @@ func hasRead(l *observe.Lasting) string {
 	case l.Sockets:
 		return "and has not read the end of any"
 	}
-	return fmt.Sprintf("and has not read the end of %s", number(uint64(l.UnreadEnd)))
+	return fmt.Sprintf("and has not read the end of %s", prose.Number(uint64(l.UnreadEnd)))
 }
 
 // leastGrowth returns by how many sockets a second a pile has grown at least. Of those
@@ -177,7 +178,7 @@ func findSlowClose(h *observe.Host) []Finding {
 			Severity: Info,
 			Subject:  p.subject(),
 			Summary: fmt.Sprintf("%s takes some %.1f s to close what its peer has closed: half of %s%s connections%s took longer",
-				p.subject(), median.Seconds(), about(h.Traffic), number(count), p.withService()),
+				p.subject(), median.Seconds(), about(h.Traffic), prose.Number(count), p.withService()),
 			Facts: append(p.facts(), []Fact{
 				{"closes", count}, {"closes_of_unknown_time", f.CloseWait.Unknown}, {"median_seconds", median.Seconds()},
 				{"most_seconds", f.CloseWait.Max.Seconds()},

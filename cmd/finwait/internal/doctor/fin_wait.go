@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -113,7 +114,7 @@ func findFinWait2Held(_ *observe.Host, n *observe.Netns) (all []Finding) {
 			Severity: Warning,
 			Subject:  p.subject(),
 			Summary: fmt.Sprintf("%s has shut down %s connections and waits for their peers to close, without a time limit of the kernel",
-				p.subject(), number(uint64(p.count))),
+				p.subject(), prose.Number(uint64(p.count))),
 			Facts: append(processFacts(p.owner), []Fact{
 				{"sockets", p.sum.Sockets}, {"new", p.sum.New}, {"unread_data", p.sum.Unread},
 				{"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
@@ -250,9 +251,9 @@ func bigPile(n *observe.Netns, counted func(*observe.Lasting) int, ofPeer int) *
 // finding is what there is to say of sockets that wait for their peers.
 func (p *pile) finding(what string) Finding {
 	peer, most := biggest(p.peers)
-	summary, subject := fmt.Sprintf("%s %s: %s", number(uint64(p.count)), what, peer), peer
+	summary, subject := fmt.Sprintf("%s %s: %s", prose.Number(uint64(p.count)), what, peer), peer
 	if n := len(p.peers); n > 1 {
-		summary = fmt.Sprintf("%s %s: %s peers, of which %s has %s", number(uint64(p.count)), what, number(uint64(n)), peer, number(uint64(most)))
+		summary = fmt.Sprintf("%s %s: %s peers, of which %s has %s", prose.Number(uint64(p.count)), what, prose.Number(uint64(n)), peer, prose.Number(uint64(most)))
 	}
 	if most < p.count/2 {
 		subject = "many peers"

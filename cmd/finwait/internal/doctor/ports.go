@@ -175,9 +175,9 @@ func (s *scarcity) finding(h *observe.Host, n *observe.Netns) Finding {
 }
 
 func (s *scarcity) summary() string {
-	text := fmt.Sprintf("%s of %s ports taken", number(uint64(s.taken())), number(uint64(s.pool.size())))
+	text := fmt.Sprintf("%s of %s ports taken", prose.Number(uint64(s.taken())), prose.Number(uint64(s.pool.size())))
 	if waiting := len(s.waiting); waiting > 0 {
-		text += fmt.Sprintf(", %s of them in TIME_WAIT", number(uint64(waiting)))
+		text += fmt.Sprintf(", %s of them in TIME_WAIT", prose.Number(uint64(waiting)))
 	}
 	switch {
 	case s.failed.count > 0:
@@ -230,7 +230,7 @@ func findBound(n *observe.Netns, pool *portPool, failed map[netip.AddrPort]failu
 		Subject:  "any to " + worst.String(),
 		Summary: fmt.Sprintf("%s failed for want of a port, while %s of %s ports have a socket: it seems that they are bound "+
 			"before connect, without IP_BIND_ADDRESS_NO_PORT%s",
-			connectsHave(total), number(uint64(used)), number(uint64(pool.size())), openedBy(failed[worst].owner)),
+			connectsHave(total), prose.Number(uint64(used)), prose.Number(uint64(pool.size())), openedBy(failed[worst].owner)),
 		Facts: []Fact{
 			{"ports_in_range", pool.inRange()}, {"ports_reserved", pool.numReserved}, {"ports_listening", pool.numListening},
 			{"ports_used", used}, {"connects_failed", total}, {"destinations", len(failed)},
@@ -274,7 +274,7 @@ func rangeSettings(pool *portPool) []Setting {
 	return append(settings, Setting{
 		fmt.Sprintf("net.ipv4.ip_local_port_range = %d %d", first, last),
 		fmt.Sprintf("%s ports instead of %s, for new connections; see that no firewall or node port (Kubernetes: 30000-32767) counts on the old ones",
-			number(uint64(last-first+1)), number(uint64(pool.inRange()))),
+			prose.Number(uint64(last-first+1)), prose.Number(uint64(pool.inRange()))),
 	})
 }
 

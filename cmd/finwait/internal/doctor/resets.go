@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -171,7 +172,7 @@ func (k *resetKind) findCounted(h *observe.Host) []Finding {
 		return []Finding{{
 			Severity: k.counterSeverity,
 			Subject:  k.counter,
-			Summary:  number(resets) + " " + k.counterSays,
+			Summary:  prose.Number(resets) + " " + k.counterSays,
 			Facts: []Fact{
 				{"resets", resets}, {"resets_per_second", h.PerSecond(resets)}, {"opened", opened},
 				{"resets_since_boot", n.Counters["TcpExt."+k.counter]},
