@@ -28,10 +28,12 @@ var closingConditions = []condition{
 		},
 		check: func(t *testing.T, d *diagnosis) {
 			f := d.find(t, "close-wait-leak")
+			qt.Check(t, qt.Equals(f.Severity, "warning")) // most have not been looked at
+			qt.Check(t, qt.StringContains(f.Application[0], "nobody looks"))
 			checkFacts(t, f, map[string]any{
 				"pid": float64(os.Getpid()), "sockets": float64(connections), "new": 0.0,
 				"unread_end": float64(connections - endsRead), "unread_data": 0.0, "unsent_data": 0.0,
-				"peers": 1.0, "biggest_peers": "127.0.0.1 (23)", "grown_per_second": nil, "limit_reached_in_seconds": nil,
+				"biggest_locals": "127.0.0.1:20000 (23)", "peers": 1.0, "biggest_peers": "127.0.0.1 (23)", "grown_per_second": nil, "limit_reached_in_seconds": nil,
 			})
 			open, limit := f.Facts["files_open"].(float64), f.Facts["files_limit"].(float64)
 			qt.Check(t, qt.IsTrue(open >= connections && open < limit))
@@ -101,7 +103,8 @@ var closingConditions = []condition{
 				"sockets": float64(manyOrphans), "new": 0.0, "peers": 1.0, "biggest_peers": "127.0.0.1:20003 (53)",
 				"tcp_fin_timeout_seconds": 60.0,
 			})
-			qt.Check(t, qt.Equals(f.Sysctls[0].Line, "net.ipv4.tcp_fin_timeout = 30"))
+			qt.Check(t, qt.HasLen(f.Sysctls, 0)) // the other end is at hand
+			qt.Check(t, qt.StringContains(f.Application[0], "on this host, and"))
 		},
 	},
 	{
@@ -120,7 +123,9 @@ var closingConditions = []condition{
 			c.fillAll(servers)
 		},
 		check: func(t *testing.T, d *diagnosis) {
-			checkFacts(t, d.find(t, "fin-wait2-held"), map[string]any{
+			f := d.find(t, "fin-wait2-held")
+			qt.Check(t, qt.Equals(f.Severity, "info")) // so far
+			checkFacts(t, f, map[string]any{
 				"pid": float64(os.Getpid()), "sockets": float64(connections), "new": 0.0, "unread_data": float64(connections),
 			})
 		},

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -211,7 +212,7 @@ func foldByNetns(all []Finding, of string) (folded []Finding) {
 }
 
 // share returns how many of a hundred: "12 %", "0.3 %".
-func share(n, of uint64) string { return rate(percent(n, of)) + " %" }
+func share(n, of uint64) string { return prose.Rate(percent(n, of)) + " %" }
 
 // percent returns how many of a hundred.
 func percent(n, of uint64) float64 {
@@ -223,5 +224,5 @@ func percent(n, of uint64) float64 {
 
 // ratio is a number and what it is a part of, in words.
 func ratio(n, of uint64) string {
-	return fmt.Sprintf("%s of %s (%s)", number(n), number(of), share(n, of))
+	return fmt.Sprintf("%s of %s (%s)", prose.Number(n), prose.Number(of), share(n, of))
 }

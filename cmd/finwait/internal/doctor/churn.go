@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -23,7 +24,7 @@ var clientChurn = &Rule{
 	Title: "A process opens connection after connection to one service",
 	Worst: Info,
 	When: `a process, or several of one name, open 50 connections a second or more to one address and port, close them first, and
-		so hold a fifth of the local ports that there are towards it; half of them if it is on loopback and connect takes over
+		so come to hold a fifth of the local ports that there are towards it; half of them if it is on loopback and connect takes over
 		ports in TIME_WAIT (net.ipv4.tcp_tw_reuse). It is not said of a destination that port-exhaustion names. A log,
 		which may be of another time, does not count: sockets show it then.`,
 	Why: `Each connection costs a handshake of a round trip, and another one or two with TLS, begins with a small congestion
@@ -63,9 +64,12 @@ func findClientChurn(h *observe.Host, n *observe.Netns) []Finding {
 	if !ok {
 		return nil
 	}
-	sources := map[netip.AddrPort]int{}
+	sources, waiting := map[netip.AddrPort]int{}, map[netip.AddrPort]int{}
 	for i := range n.Outgoing {
-		sources[n.Outgoing[i].Remote]++
+		if u, ok := portUseOf(h, n, &pool, &n.Outgoing[i]); ok {
+			sources[u.Remote]++
+			waiting[u.Remote] += len(u.waiting)
+		}
 	}
 	scarce := map[netip.AddrPort]bool{}
 	for _, s := range scarcitiesOf(h, n, &pool, connectsFailed(h, n)) {
@@ -74,7 +78,7 @@ func findClientChurn(h *observe.Host, n *observe.Netns) []Finding {
 	var all []Finding
 	for _, c := range clientsOf(h, n, &pool) {
 		ports := pool.size() * max(1, sources[c.to]) // each source address has them all
-		if f, ok := c.finding(n, ports); ok && !scarce[c.to] {
+		if f, ok := c.finding(n, ports, waiting[c.to]); ok && !scarce[c.to] {
 			all = append(all, f)
 		}
 	}
@@ -137,29 +141,29 @@ func clientsOfPorts(h *observe.Host, n *observe.Netns, pool *portPool) (all []*c
 }
 
 // finding returns what there is to say of a client to whose service there are so many
-// ports, false if there is nothing.
-func (c *client) finding(n *observe.Netns, ports int) (f Finding, ok bool) {
+// ports, of which so many are in TIME_WAIT now; false if there is nothing.
+func (c *client) finding(n *observe.Netns, ports, waiting int) (f Finding, ok bool) {
 	loopback := c.to.Addr().Unmap().IsLoopback()
 	reuse, ok := reuseOf(n, loopback)
 	if !ok || c.opened < churnFrom {
 		return f, false
 	}
-	held, share := c.closing*reuse.lasts.Seconds(), churnShare
+	settled, share := c.closing*reuse.lasts.Seconds(), churnShare
 	if loopback && reuse.allowed {
 		share = churnShareReused
 	}
-	if held < share*float64(ports) {
+	if settled < share*float64(ports) {
 		return f, false
 	}
-	held = min(held, float64(ports))
+	settled = min(settled, float64(ports))
 	f = Finding{
 		Severity: Info,
 		Subject:  c.name() + " to " + c.to.String(),
-		Summary: fmt.Sprintf("%s opens %s connections a second to %s and closes them, which holds %s of %s ports in TIME_WAIT",
-			c.name(), rate(c.opened), c.to, number(uint64(held)), number(uint64(ports))),
+		Summary: fmt.Sprintf("%s opens %s connections a second to %s and closes them: TIME_WAIT holds %s of %s ports now, and %s in the end at this rate",
+			c.name(), prose.Rate(c.opened), c.to, prose.Number(uint64(waiting)), prose.Number(uint64(ports)), prose.Number(uint64(settled))),
 		Facts: []Fact{
 			{"opened_per_second", c.opened}, {"closed_first_per_second", c.closing},
-			{"ports_held", int(held)}, {"ports_in_all", ports},
+			{"ports_held", waiting}, {"ports_held_in_the_end", int(settled)}, {"ports_in_all", ports},
 		},
 	}
 	if c.handshake.Count() > 0 {

@@ -140,7 +140,7 @@ func TestClientChurn(t *testing.T) {
 			qt.Assert(t, qt.HasLen(found, 1))
 			qt.Check(t, qt.Equals(found[0].Severity, Info))
 			qt.Check(t, qt.StringContains(found[0].Summary, tt.want))
-			held, _ := factOf(&found[0], "ports_held")
+			held, _ := factOf(&found[0], "ports_held_in_the_end")
 			qt.Check(t, qt.Equals(held, any(tt.held)))
 			median, ok := factOf(&found[0], "handshake_median_seconds")
 			qt.Check(t, qt.Equals(ok, tt.flows != nil))
@@ -162,4 +162,26 @@ func TestClientChurnIsFew(t *testing.T) {
 	qt.Check(t, qt.IsTrue(slices.IsSortedFunc(found[:handful], func(a, b Finding) int { return strings.Compare(b.Subject, a.Subject) })))
 	qt.Check(t, qt.Equals(found[0].Subject, "app (7) to 192.0.2.2:23"))
 	qt.Check(t, qt.Equals(found[handful].Summary, "the same is true of 18 other clients"))
+}
+
+// What is held is what is in TIME_WAIT now, from all addresses; the rest is to come.
+func TestClientChurnHolds(t *testing.T) {
+	for _, tt := range []struct {
+		changes []string
+		flow    observe.Flow
+		want    string
+	}{
+		{nil, opening(7, "app", awayTo, 200), "TIME_WAIT holds 1,330 of 56,464 ports now, and 12,200 in the end at this rate"},
+		{[]string{"tcp_tw_reuse", "1"}, opening(7, "app", awayTo, 12_000), "TIME_WAIT holds 400 of 56,464 ports now, and 12,000 in the end at this rate"},
+	} {
+		h := withFlow(portHost(portSysctls(tt.changes...),
+			observe.Outgoing{Local: awayFrom, Remote: awayTo, TimeWait: waiting(930, 5*time.Second)},
+			observe.Outgoing{Local: awayFrom.Next(), Remote: awayTo, TimeWait: waiting(400, time.Second/2)},
+			observe.Outgoing{Local: awayFrom, Remote: netip.AddrPortFrom(awayTo.Addr(), 1), TimeWait: waiting(23, time.Second/2)},
+		), tt.flow)
+		found := findClientChurn(h, &h.Namespaces[0])
+		qt.Assert(t, qt.HasLen(found, 1))
+		_, says, _ := strings.Cut(found[0].Summary, ": ")
+		qt.Check(t, qt.Equals(says, tt.want))
+	}
 }

@@ -3,9 +3,11 @@ package doctor
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -40,20 +42,14 @@ var closeWaitLeak = &Rule{
 	Title: "A process does not close connections that its peers have closed",
 	Worst: Critical,
 	When: `a process holds at least 10 sockets that were in CLOSE_WAIT all the time, which was 2.5 seconds or more, with
-		nothing left to send. It is critical if four fifths of the files that the process may open are open. Connections that have not been accepted
-		are not counted.`,
+		nothing left to send. It is critical if four fifths of the files that the process may open are open. It is info if the
+		host was watched for less than 10 seconds, they do not become more, and the process has read all that has come on
+		half of them or more: it may be at work. Connections that have not been accepted are not counted.`,
 	Why: `The peer has closed, the kernel has acknowledged that and told the process, and nothing but the process ends
 		CLOSE_WAIT. Each such socket holds a descriptor, kernel memory, and whatever the process keeps for the connection.
 		When the descriptors are used up, accept, connect and open fail with EMFILE. A pool that has such connections
 		hands them out, and the request that gets one fails.`,
-	Application: []string{
-		`If it has read the end (unread_end is 0): close the connection when read returns 0, on every path, errors and
-			timeouts too (defer, with, using, try-with-resources). The peers and the local port tell which code it is.`,
-		`If it has not (unread_end is all of them): nobody looks at these connections. In a pool, check a connection before
-			it is used, close idle ones sooner than the server does, and watch idle ones for the end. Else look for threads
-			that hang, and give them timeouts.`,
-		"Restarting the process closes them, until there are as many again.",
-	},
+	Application: slices.Concat(closeForgotten, endUnseen, leakRestart),
 	Useless: []string{
 		"net.ipv4.tcp_fin_timeout: it is for orphans in FIN_WAIT2, which is what the peer has. CLOSE_WAIT has no timer.",
 		`net.ipv4.tcp_keepalive_time and its like: they are for sockets with SO_KEEPALIVE, and end CLOSE_WAIT only once the
@@ -67,6 +63,20 @@ var closeWaitLeak = &Rule{
 	References: []string{"RFC 9293 section 3.6", "RFC 1122 section 4.2.2.13", "accept(2): EMFILE", "tcp(7): SO_KEEPALIVE"},
 	find:       allTheTime(findCloseWaitLeak),
 }
+
+// What to change goes by whether the process has read the end of the stream.
+var (
+	// closeForgotten does not claim that it has: the number of a FIN that came with data is
+	// taken as read with the data (tcp_recvmsg_locked: found_fin_ok), and read has not
+	// returned 0 yet.
+	closeForgotten = []string{`Where the process has read all that has come: it does not close on some path, or does not
+		read again and so does not see the end, which read tells by 0. Read until then and close, on every path, errors and
+		timeouts too (defer, with, using, try-with-resources). The peers and the local port tell which code it is.`}
+	endUnseen = []string{`Where the end of the stream has not been read, nobody looks at these connections. In a pool, check
+		a connection before it is used, close idle ones sooner than the server does, and watch idle ones for the end. Else
+		look for threads that hang, and give them timeouts, and for an event loop that does not watch its idle connections.`}
+	leakRestart = []string{"Restarting the process closes them, until there are as many again."}
+)
 
 func findCloseWaitLeak(h *observe.Host, n *observe.Netns) (all []Finding) {
 	leaked := func(l *observe.Lasting) int {
@@ -84,45 +94,68 @@ func findCloseWaitLeak(h *observe.Host, n *observe.Netns) (all []Finding) {
 }
 
 func leakOf(h *observe.Host, n *observe.Netns, p *pile) Finding {
+	growth := leastGrowth(h, n, p)
 	f := Finding{
-		Severity: Warning,
-		Subject:  p.subject(),
-		Summary: fmt.Sprintf("%s has not closed %s connections that their peers have closed, %s",
-			p.subject(), number(uint64(p.count)), hasRead(&p.sum)),
+		Severity:    Warning,
+		Subject:     p.subject(),
+		Summary:     leakSummary(h, p, growth),
+		Application: prose.Lines(slices.Concat(closeForgotten, leakRestart)),
 		Facts: append(processFacts(p.owner), []Fact{
 			{"sockets", p.sum.Sockets}, {"new", p.sum.New}, {"unread_end", p.sum.UnreadEnd}, {"unread_data", p.sum.Unread},
-			{"unsent_data", p.sum.Unsent}, {"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
+			{"unsent_data", p.sum.Unsent}, {"biggest_locals", listBiggest(p.locals)},
+			{"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
 		}...),
 	}
-	growth := leastGrowth(h, n, p)
 	if growth > 0 {
 		f.Facts = append(f.Facts, Fact{"grown_per_second", growth})
 	}
-	open, limit, known := filesOf(h, p.owner)
-	if !known {
-		return f
+	mayWork := mayBeAtWork(h, growth)
+	if 2*p.sum.UnreadEnd > p.sum.Sockets {
+		mayWork = false // it does not even look
+		f.Application = prose.Lines(slices.Concat(endUnseen, leakRestart))
 	}
-	f.Facts = append(f.Facts, Fact{"files_open", open}, Fact{"files_limit", limit})
-	if float64(open) >= nearLimit*float64(limit) {
+	if f.addFiles(h, p.owner, growth) {
 		f.Severity = Critical
-		f.Summary += fmt.Sprintf("; it has %s files open, of %s that it may", number(open), number(limit))
-	}
-	if growth > 0 && limit > open {
-		left := math.Round(float64(limit-open) / growth)
-		f.Facts = append(f.Facts, Fact{"limit_reached_in_seconds", left})
+	} else if mayWork {
+		f.Severity = Info
+		f.Summary += watchLonger
 	}
 	return f
 }
 
-// hasRead says whether the process knows that its peers have closed.
-func hasRead(l *observe.Lasting) string {
-	switch l.UnreadEnd {
-	case 0:
-		return "although it has read the end of each"
-	case l.Sockets:
-		return "and has not read the end of any"
+// leakSummary says how many sockets a process does not close, and where.
+func leakSummary(h *observe.Host, p *pile, growth float64) string {
+	text := fmt.Sprintf("%s: %s not closed for all of %s",
+		p.where(), prose.Count(uint64(p.count), "connection", "connections"), prose.Duration(h.Watched()))
+	if now := p.sum.Sockets + p.sum.New; now > p.count {
+		text += fmt.Sprintf(", %s in CLOSE_WAIT now", prose.Number(uint64(now)))
 	}
-	return fmt.Sprintf("and has not read the end of %s", number(uint64(l.UnreadEnd)))
+	if growth > 0 {
+		text += fmt.Sprintf(", %s more a second", prose.Rate(growth))
+	}
+	return text
+}
+
+// addFiles says how many files a process has open that opens so many more a second, if that
+// is known, and reports whether few are left.
+func (f *Finding) addFiles(h *observe.Host, p observe.Process, growth float64) (few bool) {
+	open, limit, known := filesOf(h, p)
+	if !known {
+		return false
+	}
+	f.Facts = append(f.Facts, Fact{"files_open", open}, Fact{"files_limit", limit})
+	ratio := fmt.Sprintf("%s of %s", prose.Number(open), prose.Number(limit))
+	switch {
+	case open >= limit:
+		f.Summary += fmt.Sprintf("; out of descriptors (%s open)", ratio)
+	case growth > 0:
+		left := math.Round(float64(limit-open) / growth)
+		f.Facts = append(f.Facts, Fact{"limit_reached_in_seconds", left})
+		f.Summary += fmt.Sprintf("; out of descriptors in %s (%s open)", prose.Duration(toDuration(left)), ratio)
+	default:
+		f.Summary += fmt.Sprintf("; %s descriptors open", ratio)
+	}
+	return float64(open) >= nearLimit*float64(limit)
 }
 
 // leastGrowth returns by how many sockets a second a pile has grown at least. Of those
@@ -177,7 +210,7 @@ func findSlowClose(h *observe.Host) []Finding {
 			Severity: Info,
 			Subject:  p.subject(),
 			Summary: fmt.Sprintf("%s takes some %.1f s to close what its peer has closed: half of %s%s connections%s took longer",
-				p.subject(), median.Seconds(), about(h.Traffic), number(count), p.withService()),
+				p.subject(), median.Seconds(), about(h.Traffic), prose.Number(count), p.withService()),
 			Facts: append(p.facts(), []Fact{
 				{"closes", count}, {"closes_of_unknown_time", f.CloseWait.Unknown}, {"median_seconds", median.Seconds()},
 				{"most_seconds", f.CloseWait.Max.Seconds()},

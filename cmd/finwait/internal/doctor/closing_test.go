@@ -241,15 +241,120 @@ func TestLeakGrows(t *testing.T) {
 	}
 }
 
+// What to change goes by whether the process looks at its connections.
 func TestLeakKinds(t *testing.T) {
-	for unread, want := range map[int]string{
-		0: "although it has read the end of each", 23: "and has not read the end of any", 7: "and has not read the end of 7",
-	} {
+	for unread, want := range map[int]string{0: "does not close on some path", 11: "does not close on some path", 12: "nobody looks", 23: "nobody looks"} {
 		all := judge(t, watched(with(closeWaits(23, leaker), func(l *observe.Lasting) { l.UnreadEnd = unread })))
 		qt.Assert(t, qt.HasLen(all, 1))
-		qt.Check(t, qt.Equals(all[0].Subject, hostile+" (23)"))
-		qt.Check(t, qt.Equals(all[0].Summary, hostile+" (23) has not closed 23 connections that their peers have closed, "+want))
+		advice := all[0].Advice()
+		qt.Check(t, qt.StringContains(advice[0], want))
+		qt.Check(t, qt.HasLen(advice, 2))
+		for _, text := range append(advice, closeWaitLeak.Application...) {
+			checkText(t, text, true)
+			qt.Check(t, qt.IsFalse(strings.Contains(text, "unread_end")), qt.Commentf("%s", text))
+		}
 		qt.Check(t, qt.Equals(valueOf(t, &all[0], "biggest_peers").(string), "198.51.0.1 (23)"))
+		qt.Check(t, qt.Equals(valueOf(t, &all[0], "biggest_locals").(string), "192.0.2.1:80 (23)"))
+	}
+}
+
+// A leak says whose it is, where, and how long it goes well.
+func TestLeakSummary(t *testing.T) {
+	grows := with(closeWaits(89, leaker), func(l *observe.Lasting) { l.New = 131 })
+	client := observe.Lasting{State: tracer.StateCloseWait, Owner: leaker, Local: peerNo(1), Remote: elsewhere, Sockets: 23}
+	unknown := closeWaits(23, observe.Process{})
+	for _, tt := range []struct {
+		sockets     []observe.Lasting
+		open, limit int // 0 if they are not known
+		want        string
+	}{
+		{[]observe.Lasting{grows}, 548, 20000, hostile + " (23) at 192.0.2.1:80: 89 connections not closed for all of 6.5 s, 220 in CLOSE_WAIT now, 20 more a second; out of descriptors in 16 min (548 of 20,000 open)"},
+		{[]observe.Lasting{grows}, 0, 0, hostile + " (23) at 192.0.2.1:80: 89 connections not closed for all of 6.5 s, 220 in CLOSE_WAIT now, 20 more a second"},
+		{[]observe.Lasting{grows}, 100, 100, hostile + " (23) at 192.0.2.1:80: 89 connections not closed for all of 6.5 s, 220 in CLOSE_WAIT now, 20 more a second; out of descriptors (100 of 100 open)"},
+		{[]observe.Lasting{client, closeWaits(22, leaker)}, 0, 0, hostile + " (23) to 198.51.100.7:5432: 45 connections not closed for all of 6.5 s" + watchLonger},
+		{[]observe.Lasting{unknown}, 0, 0, "an unknown process at 192.0.2.1:80: 23 connections not closed for all of 6.5 s" + watchLonger},
+		{[]observe.Lasting{closeWaits(23, leaker)}, 79, 100, hostile + " (23) at 192.0.2.1:80: 23 connections not closed for all of 6.5 s; 79 of 100 descriptors open" + watchLonger},
+	} {
+		h := watched(tt.sockets...)
+		h.Ended = h.Began.Add(6550 * time.Millisecond)
+		for _, l := range tt.sockets {
+			h.Namespaces[0].StatesBefore[tracer.StateCloseWait] += uint64(l.Sockets)
+		}
+		if tt.limit > 0 {
+			h.Files = map[uint32]observe.Files{leaker.PID: {Open: tt.open, Limit: uint64(tt.limit)}}
+		}
+		all := judge(t, h)
+		qt.Assert(t, qt.HasLen(all, 1))
+		qt.Check(t, qt.Equals(all[0].Summary, tt.want))
+	}
+}
+
+// A short watch does not tell a process that works from one that has forgotten.
+func TestMayBeAtWork(t *testing.T) {
+	grows := func(l *observe.Lasting) { l.New = 1 }
+	unseen := func(l *observe.Lasting) { l.UnreadEnd = 12 }
+	for _, tt := range []struct {
+		sockets observe.Lasting
+		watched time.Duration
+		want    Severity
+	}{
+		{closeWaits(23, leaker), young - 1, Info},
+		{closeWaits(23, leaker), young, Warning},
+		{with(closeWaits(23, leaker), grows), young - 1, Warning},
+		{with(closeWaits(23, leaker), unseen), young - 1, Warning},
+		{with(closeWaits(23, leaker), inFinWait2), young - 1, Info},
+		{with(closeWaits(23, leaker), inFinWait2), young, Warning},
+		{with(with(closeWaits(23, leaker), inFinWait2), grows), young - 1, Warning},
+	} {
+		h := watched(tt.sockets)
+		h.Ended = h.Began.Add(tt.watched)
+		h.Namespaces[0].StatesBefore[tt.sockets.State] = 23
+		all := judge(t, h)
+		qt.Assert(t, qt.HasLen(all, 1))
+		qt.Check(t, qt.Equals(all[0].Severity, tt.want), qt.Commentf("%+v, %v", tt.sockets, tt.watched))
+		qt.Check(t, qt.Equals(strings.HasSuffix(all[0].Summary, watchLonger), tt.want == Info), qt.Commentf("%s", all[0].Summary))
+	}
+
+	h := watched(closeWaits(23, leaker)) // near the limit it does not matter
+	h.Ended = h.Began.Add(young - 1)
+	h.Files = map[uint32]observe.Files{leaker.PID: {Open: 80, Limit: 100}}
+	all := judge(t, h)
+	qt.Assert(t, qt.HasLen(all, 1))
+	qt.Check(t, qt.Equals(all[0].Severity, Critical))
+}
+
+// Of orphans whose other ends are on this host, those are to be looked at.
+func TestOrphansOfThisHost(t *testing.T) {
+	server := orphansIn(tracer.StateFinWait2, 53, 1) // of a server at service
+	client := observe.Lasting{State: tracer.StateFinWait2, Orphan: true, Local: peerNo(1), Remote: elsewhere, Sockets: 53}
+	mapped := netip.AddrPortFrom(netip.AddrFrom16(elsewhere.Addr().As16()), elsewhere.Port())
+	closeWait := func(local, remote netip.AddrPort) observe.Lasting {
+		return observe.Lasting{State: tracer.StateCloseWait, Owner: leaker, Local: local, Remote: remote, Sockets: 3}
+	}
+	loopback := with(client, func(l *observe.Lasting) { l.Remote = netip.MustParseAddrPort("[::ffff:127.0.0.1]:80") })
+	for i, tt := range []struct {
+		orphans   observe.Lasting
+		elsewhere observe.Lasting // in another namespace
+		here      bool
+	}{
+		{orphans: server},
+		{orphans: client},
+		{orphans: loopback, here: true},
+		{orphans: server, elsewhere: closeWait(peerNo(1), service), here: true},
+		{orphans: client, elsewhere: closeWait(elsewhere, peerNo(1)), here: true},
+		{orphans: client, elsewhere: closeWait(mapped, peerNo(1)), here: true},
+		{orphans: client, elsewhere: closeWait(elsewhere, peerNo(2))},
+		{orphans: client, elsewhere: closeWait(service, peerNo(1))},
+		{orphans: client, elsewhere: with(closeWait(elsewhere, peerNo(1)), inFinWait2)},
+	} {
+		h := watched(tt.orphans)
+		h.Namespaces[0].Sysctls = sysctl.Values{"net.ipv4.tcp_fin_timeout": "60"}
+		h.Namespaces = append(h.Namespaces, observe.Netns{Inode: 7, Lasting: []observe.Lasting{tt.elsewhere}})
+		all := judge(t, h)
+		qt.Assert(t, qt.HasLen(all, 1))
+		qt.Check(t, qt.Equals(strings.Contains(all[0].Advice()[0], "on this host, and"), tt.here), qt.Commentf("%d", i))
+		qt.Check(t, qt.Equals(len(all[0].Settings()) == 0, tt.here), qt.Commentf("%d", i))
+		qt.Check(t, qt.IsTrue(hasFact(&all[0], "tcp_fin_timeout_seconds")))
 	}
 }
 

@@ -2,8 +2,10 @@ package doctor
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -47,7 +49,7 @@ var finWait2Orphans = &Rule{
 	find:       allTheTime(findFinWait2Orphans),
 }
 
-func findFinWait2Orphans(_ *observe.Host, n *observe.Netns) []Finding {
+func findFinWait2Orphans(h *observe.Host, n *observe.Netns) []Finding {
 	orphans := func(l *observe.Lasting) int {
 		if l.State != tracer.StateFinWait2 || !l.Orphan {
 			return 0
@@ -64,8 +66,15 @@ func findFinWait2Orphans(_ *observe.Host, n *observe.Netns) []Finding {
 		f.Severity = Info
 	}
 	const name = "net.ipv4.tcp_fin_timeout"
-	if timeout, known := n.Sysctls.Int(name); known {
+	timeout, known := n.Sysctls.Int(name)
+	if known {
 		f.Facts = append(f.Facts, Fact{"tcp_fin_timeout_seconds", int(timeout)})
+	}
+	switch {
+	case 2*orphansFromHere(h, n) > p.count:
+		f.Application = []string{"The other end is on this host, and its process does not close: see close-wait-leak."}
+		f.Sysctls = []Setting{} // they would hide it
+	case known:
 		f.Sysctls = []Setting{}
 		if timeout > 10 {
 			line := fmt.Sprintf("%s = %d", name, max(timeout/2, 10))
@@ -75,11 +84,38 @@ func findFinWait2Orphans(_ *observe.Host, n *observe.Netns) []Finding {
 	return []Finding{f}
 }
 
+// orphansFromHere returns how many of a namespace's orphans in FIN_WAIT2 have their other
+// end on this host: on loopback, or in CLOSE_WAIT in a namespace that was looked at.
+func orphansFromHere(h *observe.Host, n *observe.Netns) (here int) {
+	type ends struct{ local, remote netip.AddrPort }
+	closeWaits := map[ends]bool{}
+	for i := range h.Namespaces {
+		for _, l := range h.Namespaces[i].Lasting {
+			if l.State == tracer.StateCloseWait {
+				closeWaits[ends{unmapped(l.Local), unmapped(l.Remote)}] = true
+			}
+		}
+	}
+	for _, l := range n.Lasting {
+		if l.State == tracer.StateFinWait2 && l.Orphan {
+			local, remote := unmapped(l.Local), unmapped(l.Remote)
+			if remote.Addr().IsLoopback() || closeWaits[ends{remote, local}] {
+				here += l.Sockets
+			}
+		}
+	}
+	return here
+}
+
+// unmapped returns an IPv4 address of an IPv6 socket as that of an IPv4 one.
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
 var finWait2Held = &Rule{
 	ID:    "fin-wait2-held",
 	Title: "A process waits without limit for peers to close",
 	Worst: Warning,
-	When:  "a process holds at least 20 sockets that were in FIN_WAIT2 all the time, which was 2.5 seconds or more.",
+	When: `a process holds at least 20 sockets that were in FIN_WAIT2 all the time, which was 2.5 seconds or more. It is info
+		if the host was watched for less than 10 seconds and they do not become more: long answers may be on their way.`,
 	Why: `The process has called shutdown(SHUT_WR), and waits for the rest of what the peer sends, or for its end. The
 		kernel has no timeout for that while a process holds the socket. If the peer does not close, or has vanished, the
 		socket and its descriptor stay for ever.`,
@@ -98,7 +134,7 @@ var finWait2Held = &Rule{
 	find:       allTheTime(findFinWait2Held),
 }
 
-func findFinWait2Held(_ *observe.Host, n *observe.Netns) (all []Finding) {
+func findFinWait2Held(h *observe.Host, n *observe.Netns) (all []Finding) {
 	held := func(l *observe.Lasting) int {
 		if l.State != tracer.StateFinWait2 || l.Orphan {
 			return 0
@@ -109,18 +145,32 @@ func findFinWait2Held(_ *observe.Host, n *observe.Netns) (all []Finding) {
 		if p.count < heldFinWait2 {
 			break // the others are smaller
 		}
-		all = append(all, Finding{
-			Severity: Warning,
-			Subject:  p.subject(),
-			Summary: fmt.Sprintf("%s has shut down %s connections and waits for their peers to close, without a time limit of the kernel",
-				p.subject(), number(uint64(p.count))),
-			Facts: append(processFacts(p.owner), []Fact{
-				{"sockets", p.sum.Sockets}, {"new", p.sum.New}, {"unread_data", p.sum.Unread},
-				{"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
-			}...),
-		})
+		all = append(all, heldOf(h, n, p))
 	}
 	return fold(all, "processes")
+}
+
+func heldOf(h *observe.Host, n *observe.Netns, p *pile) Finding {
+	growth := leastGrowth(h, n, p)
+	f := Finding{
+		Severity: Warning,
+		Subject:  p.subject(),
+		Summary: fmt.Sprintf("%s: %s shut down and open for all of %s, without a time limit of the kernel",
+			p.where(), prose.Count(uint64(p.count), "connection", "connections"), prose.Duration(h.Watched())),
+		Facts: append(processFacts(p.owner), []Fact{
+			{"sockets", p.sum.Sockets}, {"new", p.sum.New}, {"unread_data", p.sum.Unread}, {"biggest_locals", listBiggest(p.locals)},
+			{"peers", len(p.peers)}, {"biggest_peers", listBiggest(p.peers)},
+		}...),
+	}
+	switch {
+	case growth > 0:
+		f.Facts = append(f.Facts, Fact{"grown_per_second", growth})
+		f.Summary += fmt.Sprintf("; %s more a second", prose.Rate(growth))
+	case mayBeAtWork(h, growth):
+		f.Severity = Info
+		f.Summary += watchLonger
+	}
+	return f
 }
 
 // orphanRetries is what helps against FINs that are not acknowledged.
@@ -250,9 +300,9 @@ func bigPile(n *observe.Netns, counted func(*observe.Lasting) int, ofPeer int) *
 // finding is what there is to say of sockets that wait for their peers.
 func (p *pile) finding(what string) Finding {
 	peer, most := biggest(p.peers)
-	summary, subject := fmt.Sprintf("%s %s: %s", number(uint64(p.count)), what, peer), peer
+	summary, subject := fmt.Sprintf("%s %s: %s", prose.Number(uint64(p.count)), what, peer), peer
 	if n := len(p.peers); n > 1 {
-		summary = fmt.Sprintf("%s %s: %s peers, of which %s has %s", number(uint64(p.count)), what, number(uint64(n)), peer, number(uint64(most)))
+		summary = fmt.Sprintf("%s %s: %s peers, of which %s has %s", prose.Number(uint64(p.count)), what, prose.Number(uint64(n)), peer, prose.Number(uint64(most)))
 	}
 	if most < p.count/2 {
 		subject = "many peers"

@@ -24,6 +24,3 @@ func number(n uint64) string { return prose.Number(n) }
 
 // rate returns how many a second: 0.3, 12, 10,013.
 func rate(perSecond float64) string { return prose.Rate(perSecond) }
-
-// bytes returns a size as people read it: 250 B, 33 MB.
-func bytes(n uint64) string { return prose.Bytes(n) }

@@ -152,7 +152,7 @@ func (s *shortage) says(m *observe.Memory) string {
 	var says []string
 	if m.PageSize > 0 && m.PressurePages > 0 && m.MaxPages > 0 {
 		says = append(says, fmt.Sprintf("TCP's buffers have %s; it saves memory from %s on, and may have %s",
-			bytes(m.Pages*m.PageSize), bytes(m.PressurePages*m.PageSize), bytes(m.MaxPages*m.PageSize)))
+			prose.Bytes(m.Pages*m.PageSize), prose.Bytes(m.PressurePages*m.PageSize), prose.Bytes(m.MaxPages*m.PageSize)))
 	}
 	if s.saving && !s.above {
 		says = append(says, "it still saves memory, having had more")
@@ -181,7 +181,7 @@ func biggestHolders(h *observe.Host) string {
 	slices.SortStableFunc(all, func(a, b *observe.Queued) int { return cmp.Compare(b.Unread+b.Unsent, a.Unread+a.Unsent) })
 	var list []string
 	for _, q := range all[:min(len(all), 3)] {
-		list = append(list, fmt.Sprintf("%s: %s unread, %s unsent (sockets: %d)", holderName(q), bytes(q.Unread), bytes(q.Unsent), q.Sockets))
+		list = append(list, fmt.Sprintf("%s: %s unread, %s unsent (sockets: %d)", holderName(q), prose.Bytes(q.Unread), prose.Bytes(q.Unsent), q.Sockets))
 	}
 	return strings.Join(list, "; ")
 }

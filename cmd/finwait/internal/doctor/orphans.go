@@ -57,7 +57,7 @@ func findOrphanLimit(h *observe.Host) []Finding {
 	var says []string
 	if m.PageSize > 0 && m.MaxOrphans > 0 {
 		f.Facts = append(f.Facts, Fact{"orphans", m.Orphans}, Fact{"tcp_max_orphans", m.MaxOrphans})
-		says = append(says, fmt.Sprintf("%s closed sockets have something left to do, of %s that there may be", number(m.Orphans), number(m.MaxOrphans)))
+		says = append(says, fmt.Sprintf("%s closed sockets have something left to do, of %s that there may be", prose.Number(m.Orphans), prose.Number(m.MaxOrphans)))
 		if len(h.Namespaces) > 0 && !fewOrphanRetries(&h.Namespaces[0]) { // the host's own is the first
 			f.Sysctls = append(f.Sysctls, orphanRetries)
 		}

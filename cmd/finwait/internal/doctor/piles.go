@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
 )
@@ -21,6 +22,8 @@ type pile struct {
 	// peers are those that the rule counts, by their other end, and count how many they are.
 	peers map[string]int
 	count int
+	// locals are the same by their own end, and places by the service that they belong to.
+	locals, places map[string]int
 }
 
 // pileKey is the process that holds them, or a place if the process is not known: sockets
@@ -57,7 +60,10 @@ func pileUp(n *observe.Netns, key func(*observe.Lasting) pileKey, counted func(*
 		k := key(l)
 		p := piles[k]
 		if p == nil {
-			p = &pile{pileKey: k, sum: observe.Lasting{State: l.State}, peers: map[string]int{}}
+			p = &pile{
+				pileKey: k, sum: observe.Lasting{State: l.State},
+				peers: map[string]int{}, locals: map[string]int{}, places: map[string]int{},
+			}
 			piles[k] = p
 		}
 		p.add(l, count)
@@ -78,6 +84,8 @@ func pileUp(n *observe.Netns, key func(*observe.Lasting) pileKey, counted func(*
 func (p *pile) add(l *observe.Lasting, count int) {
 	p.count += count
 	p.peers[peerName(l.Remote)] += count
+	p.locals[peerName(l.Local)] += count
+	p.places[placeName(l)] += count
 	if l.Orphan {
 		p.orphans += l.Sockets
 	}
@@ -88,6 +96,15 @@ func (p *pile) add(l *observe.Lasting, count int) {
 	p.sum.UnreadEnd += l.UnreadEnd
 	p.sum.Retransmitted += l.Retransmitted
 	p.sum.Stalled += l.Stalled
+}
+
+// placeName returns the service that sockets belong to: the process's own, or that to which
+// it has connected.
+func placeName(l *observe.Lasting) string {
+	if l.Local.Port() != 0 {
+		return "at " + l.Local.String()
+	}
+	return "to " + l.Remote.String()
 }
 
 // peerName returns an address, with its port if it is a service.
@@ -108,6 +125,26 @@ func (k pileKey) subject() string {
 	}
 	return "an unknown process that has connected to " + k.remote.String()
 }
+
+// where says whose the sockets are, and of which service the most of them.
+func (p *pile) where() string {
+	if p.owner.PID == 0 {
+		return p.subject() // which has it
+	}
+	place, _ := biggest(p.places)
+	return p.subject() + " " + place
+}
+
+// young is the time of a watch up to which a process may be at work with connections that
+// were in one state all the time, unless there are more and more of them.
+const young = 10 * time.Second
+
+// mayBeAtWork reports whether it takes a longer watch to tell that a process has forgotten
+// its sockets.
+func mayBeAtWork(h *observe.Host, growth float64) bool { return h.Watched() < young && growth == 0 }
+
+// watchLonger ends a summary of such sockets.
+const watchLonger = "; they may be at work still: watch longer (--for 1m)"
 
 // processName names a process that is known, if only by its number.
 func processName(p observe.Process) string {

@@ -37,7 +37,8 @@ var portExhaustion = &Rule{
 	Worst: Critical,
 	When: `of the ports that connect may choose from, towards one address and port, none is left, or connects failed for want of
 		one, or there will be none within a minute (critical); or more than four fifths are taken, or there will be none
-		within ten minutes (warning). What will be is said only once a tenth is taken. Connects that failed
+		within ten minutes (warning). What will be is said only once a tenth is taken. It is info if TIME_WAIT alone makes
+		them few, and nobody has opened a connection there while the host was watched. Connects that failed
 		in a log do not count: it may be of another time.`,
 	Why: `A connection is told from others by its four numbers. If source address, destination address and destination port
 		are the same, the source port must differ, and connect chooses it from net.ipv4.ip_local_port_range: 28,232 ports by
@@ -91,6 +92,9 @@ type scarcity struct {
 	// runsOut is how long it takes until there are none, if it comes to that.
 	runsOut  time.Duration
 	forecast bool
+	// over tells that nobody opens any now, and that there are enough once those in
+	// TIME_WAIT are free.
+	over bool
 }
 
 func findPortExhaustion(h *observe.Host, n *observe.Netns) []Finding {
@@ -135,7 +139,10 @@ func (s *scarcity) judge(h *observe.Host) bool {
 	if h.Watched() > 0 && s.share() >= forecastFrom {
 		s.runsOut, s.forecast = s.timeLeft()
 	}
-	switch {
+	switch s.over = s.isOver(h); {
+	case s.over:
+		s.severity = Info
+		return s.share() > fewLeft
 	case s.left() == 0, s.failed.count > 0, s.forecast && s.runsOut < verySoon:
 		s.severity = Critical
 	case s.share() > fewLeft, s.forecast && s.runsOut < soon:
@@ -146,11 +153,18 @@ func (s *scarcity) judge(h *observe.Host) bool {
 	return true
 }
 
+// isOver reports whether nobody needs the ports that TIME_WAIT takes. Where none is left,
+// connects may fail without a trace in the sockets: they must have been watched.
+func (s *scarcity) isOver(h *observe.Host) bool {
+	quiet := h.Watched() > 0 && s.New == 0 && s.failed.count == 0 && (s.left() > 0 || s.failuresKnown)
+	return quiet && len(s.waiting) > 0 && float64(s.Open+s.FinWait2) <= fewLeft*float64(s.pool.size())
+}
+
 func (s *scarcity) finding(h *observe.Host, n *observe.Netns) Finding {
 	f := Finding{
 		Severity: s.severity,
-		Subject:  s.Local.String() + " to " + s.Remote.String(),
-		Summary:  s.summary(),
+		Subject:  s.subject(),
+		Summary:  whose(s.subject(), s.Owner) + s.summary(),
 		Facts: []Fact{
 			{"ports_in_range", s.pool.inRange()}, {"ports_reserved", s.pool.numReserved}, {"ports_listening", s.pool.numListening},
 			{"ports_taken", s.taken()}, {"ports_open", s.Open}, {"ports_time_wait", len(s.waiting)}, {"ports_fin_wait2", s.FinWait2},
@@ -164,7 +178,9 @@ func (s *scarcity) finding(h *observe.Host, n *observe.Netns) Finding {
 	if h.Watched() > 0 {
 		f.Facts = append(f.Facts, Fact{"new_per_second", h.PerSecond(uint64(s.New))})
 	}
-	if s.forecast {
+	if s.over {
+		f.Facts = append(f.Facts, Fact{"free_again_in_seconds", s.freeAgain().Seconds()})
+	} else if s.forecast {
 		f.Facts = append(f.Facts, Fact{"time_left_seconds", s.runsOut.Seconds()})
 	}
 	if s.failuresKnown {
@@ -174,12 +190,23 @@ func (s *scarcity) finding(h *observe.Host, n *observe.Netns) Finding {
 	return f
 }
 
+// freeAgain returns when the last of the ports in TIME_WAIT is free.
+func (s *scarcity) freeAgain() time.Duration { return s.waiting[len(s.waiting)-1] }
+
+func (s *scarcity) subject() string { return s.Local.String() + " to " + s.Remote.String() }
+
 func (s *scarcity) summary() string {
-	text := fmt.Sprintf("%s of %s ports taken", number(uint64(s.taken())), number(uint64(s.pool.size())))
+	text := fmt.Sprintf("%s of %s ports taken", prose.Number(uint64(s.taken())), prose.Number(uint64(s.pool.size())))
 	if waiting := len(s.waiting); waiting > 0 {
-		text += fmt.Sprintf(", %s of them in TIME_WAIT", number(uint64(waiting)))
+		text += fmt.Sprintf(", %s of them in TIME_WAIT", prose.Number(uint64(waiting)))
 	}
 	switch {
+	case s.over:
+		which := "these"
+		if len(s.waiting) == s.taken() {
+			which = "all"
+		}
+		text += fmt.Sprintf("; %s are free again within %.0f s; nobody opens any now", which, math.Ceil(s.freeAgain().Seconds()))
 	case s.failed.count > 0:
 		text += "; " + connectsHave(s.failed.count) + " failed for want of a port"
 	case s.left() == 0:
@@ -187,19 +214,19 @@ func (s *scarcity) summary() string {
 	case s.forecast && s.runsOut < soon:
 		text += fmt.Sprintf("; at the present rate none is left in %s", s.runsOut.Round(time.Second))
 	}
-	return text + openedBy(s.Owner)
+	return text
 }
 
 // connectsHave begins a sentence about connects that failed.
 func connectsHave(failed uint64) string { return prose.Count(failed, "connect has", "connects have") }
 
-// openedBy ends a sentence about connections with the process that holds the most of
-// them.
-func openedBy(p observe.Process) string {
+// whose begins a summary about connections with where they go and, if it is known, the
+// process that has the most of them.
+func whose(subject string, p observe.Process) string {
 	if p.PID == 0 {
-		return ""
+		return subject + ": "
 	}
-	return "; most are of " + processName(p)
+	return subject + ", " + processName(p) + ": "
 }
 
 // findBound returns where connects failed although connections there have few ports: if
@@ -225,12 +252,13 @@ func findBound(n *observe.Netns, pool *portPool, failed map[netip.AddrPort]failu
 	if total == 0 {
 		return nil
 	}
+	subject := "any to " + worst.String()
 	f := Finding{
 		Severity: Critical,
-		Subject:  "any to " + worst.String(),
-		Summary: fmt.Sprintf("%s failed for want of a port, while %s of %s ports have a socket: it seems that they are bound "+
-			"before connect, without IP_BIND_ADDRESS_NO_PORT%s",
-			connectsHave(total), number(uint64(used)), number(uint64(pool.size())), openedBy(failed[worst].owner)),
+		Subject:  subject,
+		Summary: whose(subject, failed[worst].owner) + fmt.Sprintf("%s failed for want of a port, while %s of %s ports have a socket: "+
+			"it seems that they are bound before connect, without IP_BIND_ADDRESS_NO_PORT",
+			connectsHave(total), prose.Number(uint64(used)), prose.Number(uint64(pool.size()))),
 		Facts: []Fact{
 			{"ports_in_range", pool.inRange()}, {"ports_reserved", pool.numReserved}, {"ports_listening", pool.numListening},
 			{"ports_used", used}, {"connects_failed", total}, {"destinations", len(failed)},
@@ -274,7 +302,7 @@ func rangeSettings(pool *portPool) []Setting {
 	return append(settings, Setting{
 		fmt.Sprintf("net.ipv4.ip_local_port_range = %d %d", first, last),
 		fmt.Sprintf("%s ports instead of %s, for new connections; see that no firewall or node port (Kubernetes: 30000-32767) counts on the old ones",
-			number(uint64(last-first+1)), number(uint64(pool.inRange()))),
+			prose.Number(uint64(last-first+1)), prose.Number(uint64(pool.inRange()))),
 	})
 }
 

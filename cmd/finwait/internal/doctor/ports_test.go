@@ -95,9 +95,32 @@ func TestPortExhaustion(t *testing.T) {
 			name: "all, looked at once", o: observe.Outgoing{Open: 1000},
 			change: func(h *observe.Host) { h.Ended = h.Began }, want: Critical, summary: "1,000 of 1,000 ports taken; none is left",
 		},
-		{name: "TIME_WAIT, which is old", o: observe.Outgoing{TimeWait: waiting(801, 30*time.Second)}, want: Warning, summary: "801 of 1,000 ports taken, 801 of them in TIME_WAIT"},
+		{name: "TIME_WAIT, which is old", o: observe.Outgoing{TimeWait: waiting(801, 30*time.Second)}, want: Info, summary: "801 of 1,000 ports taken, 801 of them in TIME_WAIT; all are free again within 31 s; nobody opens any now"},
+		{name: "TIME_WAIT and one that is new", o: observe.Outgoing{TimeWait: waiting(800, 30*time.Second), Open: 1, New: 1}, want: Warning, summary: "801 of 1,000 ports taken, 800 of them in TIME_WAIT"},
+		{name: "TIME_WAIT and some that are open", o: observe.Outgoing{TimeWait: waiting(801, 30*time.Second), Open: 23, Before: 23}, want: Info, summary: "824 of 1,000 ports taken, 801 of them in TIME_WAIT; these are free again within 31 s; nobody opens any now"},
+		{name: "TIME_WAIT and too many that are open", o: observe.Outgoing{TimeWait: waiting(23, 30*time.Second), Open: 801, Before: 801}, want: Warning, summary: "824 of 1,000 ports taken, 23 of them in TIME_WAIT"},
+		{name: "TIME_WAIT of the few", o: observe.Outgoing{TimeWait: waiting(800, 5*time.Second)}, want: none},
+		{
+			name: "TIME_WAIT alone, and no connect has failed", o: observe.Outgoing{TimeWait: waiting(1000, 30*time.Second)},
+			change: func(h *observe.Host) {
+				withFlow(h, failing(awayTo, 0, tracer.StateSynSent, tracer.ReasonLocalError))
+			},
+			want: Info, summary: "1,000 of 1,000 ports taken, 1,000 of them in TIME_WAIT; all are free again within 31 s; nobody opens any now",
+		},
+		{
+			name: "TIME_WAIT alone, and connects fail", o: observe.Outgoing{TimeWait: waiting(1000, 30*time.Second)},
+			change: func(h *observe.Host) {
+				withFlow(h, failing(awayTo, 1, tracer.StateSynSent, tracer.ReasonLocalError))
+			},
+			want: Critical, summary: "1,000 of 1,000 ports taken, 1,000 of them in TIME_WAIT; 1 connect has failed for want of a port",
+		},
+		{name: "TIME_WAIT alone, and connects may fail", o: observe.Outgoing{TimeWait: waiting(1000, 30*time.Second)}, want: Critical, summary: "1,000 of 1,000 ports taken, 1,000 of them in TIME_WAIT; none is left"},
+		{
+			name: "TIME_WAIT, looked at once", o: observe.Outgoing{TimeWait: waiting(801, 30*time.Second)},
+			change: func(h *observe.Host) { h.Ended = h.Began }, want: Warning, summary: "801 of 1,000 ports taken, 801 of them in TIME_WAIT",
+		},
 		{name: "TIME_WAIT that is used again", changes: []string{"tcp_tw_reuse", "1"}, o: observe.Outgoing{TimeWait: waiting(1000, 30*time.Second)}, want: none},
-		{name: "TIME_WAIT that is too young for that", changes: []string{"tcp_tw_reuse", "1"}, o: observe.Outgoing{TimeWait: spread(802, time.Second)}, want: Warning, summary: "801 of 1,000 ports taken, 801 of them in TIME_WAIT"},
+		{name: "TIME_WAIT that is too young for that", changes: []string{"tcp_tw_reuse", "1"}, o: observe.Outgoing{TimeWait: spread(802, time.Second), New: 802}, want: Warning, summary: "801 of 1,000 ports taken, 801 of them in TIME_WAIT"},
 		{name: "TIME_WAIT on loopback", o: observe.Outgoing{Remote: loopback, TimeWait: waiting(1000, 30*time.Second)}, want: none},
 		{
 			name: "TIME_WAIT on loopback, not used again", changes: []string{"tcp_tw_reuse", "0"},
@@ -114,7 +137,7 @@ func TestPortExhaustion(t *testing.T) {
 		{name: "no more than a while ago", o: observe.Outgoing{Open: 101, New: 101, Gone: 101, Before: 101}, want: none},
 		{
 			name: "a minute", o: observe.Outgoing{Open: 160, New: 160, Owner: observe.Process{PID: 7, Comm: "a\x1b[2J\"b"}}, want: Critical,
-			summary: "160 of 1,000 ports taken; at the present rate none is left in 53s; most are of a\x1b[2J\"b (7)",
+			summary: "160 of 1,000 ports taken; at the present rate none is left in 53s",
 		},
 		{name: "levels off", o: observe.Outgoing{TimeWait: spread(160, 10*time.Second), New: 160}, want: none},
 		{name: "does not", o: observe.Outgoing{TimeWait: waiting(190, 5*time.Second), New: 190}, want: Critical, summary: "190 of 1,000 ports taken, 190 of them in TIME_WAIT; at the present rate none is left in 43s"},
@@ -175,7 +198,7 @@ func TestPortExhaustion(t *testing.T) {
 			},
 			want: Critical,
 			summary: "23 connects have failed for want of a port, while 950 of 1,000 ports have a socket: it seems that they are bound " +
-				"before connect, without IP_BIND_ADDRESS_NO_PORT; most are of app (23)",
+				"before connect, without IP_BIND_ADDRESS_NO_PORT",
 		},
 		{
 			name: "not bound", o: observe.Outgoing{Open: 1, Before: 1},
@@ -204,7 +227,12 @@ func TestPortExhaustion(t *testing.T) {
 			}
 			qt.Assert(t, qt.HasLen(found, 1))
 			qt.Check(t, qt.Equals(found[0].Severity, tt.want))
-			qt.Check(t, qt.Equals(found[0].Summary, tt.summary))
+			from, says, _ := strings.Cut(found[0].Summary, ": ")
+			qt.Check(t, qt.Equals(says, tt.summary))
+			if p := tt.o.Owner; p.PID != 0 {
+				qt.Check(t, qt.Equals(from, found[0].Subject+", "+processName(p)))
+			}
+			qt.Check(t, qt.IsTrue(strings.HasPrefix(from, found[0].Subject)), qt.Commentf("%s", from))
 		})
 	}
 }

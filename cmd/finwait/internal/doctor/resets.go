@@ -1,7 +1,10 @@
 package doctor
 
 import (
+	"net/netip"
+
 	"github.com/finwait/finwait/cmd/finwait/internal/observe"
+	"github.com/finwait/finwait/cmd/finwait/internal/prose"
 	"github.com/finwait/finwait/tracer"
 )
 
@@ -37,12 +40,14 @@ var rstUnreadData = &Rule{
 	},
 	Check:      "nstat -az TcpExtTCPAbortOnClose no longer grows; finwait conns --reason rst_sent_unread_data.",
 	References: []string{"RFC 1122 section 4.2.2.13", "RFC 9293 section 3.6.1", "RFC 2525 section 2.17", "Documentation/networking/snmp_counter.rst: TcpExtTCPAbortOnClose"},
-	find: (&resetKind{
-		reason: tracer.ReasonRSTSentUnreadData, severity: Warning, clientSeverity: Info,
-		says:    "closed with data that was not read",
-		counter: "TCPAbortOnClose", counterSeverity: Warning,
-		counterSays: "connections closed with data that was not read",
-	}).find,
+	find:       unreadKind.find,
+}
+
+var unreadKind = &resetKind{
+	reason: tracer.ReasonRSTSentUnreadData, severity: Warning, clientSeverity: Info,
+	says:    "closed with data that was not read",
+	counter: "TCPAbortOnClose", counterSeverity: Warning,
+	counterSays: "connections closed with data that was not read",
 }
 
 var lingerZero = &Rule{
@@ -63,12 +68,14 @@ var lingerZero = &Rule{
 	Useless:    []string{"Any sysctl: none turns the option off."},
 	Check:      "nstat -az TcpExtTCPAbortOnData no longer grows; finwait conns --reason rst_sent_linger.",
 	References: []string{"RFC 9293 sections 3.6.1 and 3.10.5", "RFC 1337", "socket(7): SO_LINGER", "Documentation/networking/snmp_counter.rst: TcpExtTCPAbortOnData"},
-	find: (&resetKind{
-		reason: tracer.ReasonRSTSentLinger, severity: Warning, clientSeverity: Warning,
-		says:    "reset by close with SO_LINGER 0",
-		counter: "TCPAbortOnData", counterSeverity: Info,
-		counterSays: "connections reset by close with SO_LINGER 0, or by data that came after close: the counter does not tell which",
-	}).find,
+	find:       lingerKind.find,
+}
+
+var lingerKind = &resetKind{
+	reason: tracer.ReasonRSTSentLinger, severity: Warning, clientSeverity: Warning,
+	says:    "reset by close with SO_LINGER 0",
+	counter: "TCPAbortOnData", counterSeverity: Info,
+	counterSays: "connections reset by close with SO_LINGER 0, or by data that came after close: the counter does not tell which",
 }
 
 var lateData = &Rule{
@@ -171,7 +178,7 @@ func (k *resetKind) findCounted(h *observe.Host) []Finding {
 		return []Finding{{
 			Severity: k.counterSeverity,
 			Subject:  k.counter,
-			Summary:  number(resets) + " " + k.counterSays,
+			Summary:  prose.Number(resets) + " " + k.counterSays,
 			Facts: []Fact{
 				{"resets", resets}, {"resets_per_second", h.PerSecond(resets)}, {"opened", opened},
 				{"resets_since_boot", n.Counters["TcpExt."+k.counter]},
@@ -185,7 +192,8 @@ var peerResets = &Rule{
 	Title: "Peers reset many connections",
 	Worst: Info,
 	When: `at least 20 connections with one service, and one in ten of those that ended while the host was watched, were
-		reset by the peer when they were open, or being closed.`,
+		reset by the peer when they were open, or being closed. It is not said where the peers are processes of this host of
+		which rst-unread-data or linger-zero tells.`,
 	Why: `A reset drops what is under way, and the process sees ECONNRESET or EPIPE. In ESTABLISHED it comes to an open
 		connection; in FIN_WAIT1, FIN_WAIT2 and LAST_ACK this side had closed or shut down already. It is usual for health
 		checks and for clients that leave.`,
@@ -209,15 +217,16 @@ func findPeerResets(h *observe.Host) []Finding {
 		return nil
 	}
 	if h.Traffic.Flows == nil {
-		if f, many := judgePeerResets(h.Traffic, accountOfAll(h.Traffic)); many {
+		if f, many := judgePeerResets(h.Traffic, accountOfAll(h.Traffic), 0); many {
 			f.Subject = "all connections"
 			return []Finding{f.Finding}
 		}
 		return nil
 	}
+	told := toldResets(h.Traffic)
 	var all []ranked
 	for _, a := range accounts(h.Traffic, ofService) {
-		f, many := judgePeerResets(h.Traffic, a)
+		f, many := judgePeerResets(h.Traffic, a, told[otherEnd(a.party)])
 		if !many {
 			continue
 		}
@@ -238,11 +247,56 @@ func findPeerResets(h *observe.Host) []Finding {
 	return foldByNetns(worstFirst(all), "services")
 }
 
-func judgePeerResets(t *observe.Traffic, a *account) (f ranked, many bool) {
+// side is one of the two of connections with a service.
+type side struct {
+	role    tracer.Role
+	service netip.AddrPort
+	netns   uint32 // of a service on loopback, which each has for itself
+}
+
+func sideOf(role tracer.Role, p party) side {
+	s := side{role: role, service: unmapped(p.service)}
+	if s.service.Addr().IsLoopback() {
+		s.netns = p.netns
+	}
+	return s
+}
+
+// otherEnd returns the side of the peers of a party.
+func otherEnd(p party) side {
+	switch p.role {
+	case tracer.RoleServer:
+		return sideOf(tracer.RoleClient, p)
+	case tracer.RoleClient:
+		return sideOf(tracer.RoleServer, p)
+	}
+	return side{}
+}
+
+// toldResets returns how many connections were reset here of which the rules about this
+// side tell, by the side that did it.
+func toldResets(t *observe.Traffic) map[side]uint64 {
+	told := map[side]uint64{}
+	for _, kind := range []*resetKind{unreadKind, lingerKind} {
+		many := map[party]bool{}
+		for _, a := range accounts(t, ofProcess) {
+			_, many[a.party] = kind.judge(t, a)
+		}
+		for i := range t.Flows {
+			if f := &t.Flows[i]; f.Role != tracer.RoleUnknown && many[ofProcess(f)] {
+				told[sideOf(f.Role, ofService(f))] += f.Ended(kind.reason)
+			}
+		}
+	}
+	return told
+}
+
+// judgePeerResets says whether there are many besides those of which is told already.
+func judgePeerResets(t *observe.Traffic, a *account, told uint64) (f ranked, many bool) {
 	n, states := a.reset(tracer.ReasonRSTReceived, func(old tracer.State) bool {
 		return wasConnection(old) && old != tracer.StateSynRecv && old != tracer.StateTimeWait
 	})
-	if !t.Enough(n, fewPeerResets) || percent(n, a.ended) < peerResetShare {
+	if rest := less(n, told); !t.Enough(rest, fewPeerResets) || percent(rest, a.ended) < peerResetShare {
 		return f, false
 	}
 	f = rankedResets(t, a, n, states)

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -225,6 +226,52 @@ func TestPeerResetsName(t *testing.T) {
 	qt.Check(t, qt.Equals(all[0].Summary, "29 of 29 (100 %) connections were reset by the peer: those to the service 198.51.100.7:5432"))
 	qt.Check(t, qt.Equals(all[1].Subject, service.String()))
 	qt.Check(t, qt.Equals(all[1].Summary, "23 of 23 (100 %) connections were reset by the peer: those of clients to 192.0.2.1:80"))
+}
+
+// Resets that processes of this host make are told once.
+func TestResetsToldOnce(t *testing.T) {
+	server := func(n, others uint64) observe.Flow { return flow(leaker, byPeer, n, others) }
+	client := func(reason tracer.Reason, n uint64, change func(*observe.Flow)) observe.Flow {
+		f := flow(another, reason, n, 0)
+		f.Role = tracer.RoleClient
+		if change != nil {
+			change(&f)
+		}
+		return f
+	}
+	elsewhere := func(f *observe.Flow) { f.Netns = 7 }
+	onLoopback := func(f *observe.Flow) { f.Service = netip.MustParseAddrPort("127.0.0.1:80") }
+	for _, tt := range []struct {
+		name  string
+		flows []observe.Flow
+		want  []string
+	}{
+		{"unread data", []observe.Flow{server(100, 0), client(unread, 100, nil)}, []string{"rst-unread-data info"}},
+		{"SO_LINGER", []observe.Flow{server(100, 0), client(byZero, 100, nil)}, []string{"linger-zero warning"}},
+		{"both", []observe.Flow{server(100, 0), client(byZero, 50, nil), client(unread, 50, nil)}, []string{"rst-unread-data info", "linger-zero warning"}},
+		{"a server that resets", []observe.Flow{flow(leaker, byZero, 100, 0), client(byPeer, 100, nil)}, []string{"linger-zero warning"}},
+		{"IPv4 on an IPv6 socket", []observe.Flow{changed(server(100, 0), func(f *observe.Flow) {
+			f.Service = netip.MustParseAddrPort("[::ffff:192.0.2.1]:80")
+		}), client(byZero, 100, nil)}, []string{"linger-zero warning"}},
+		{"a client in another namespace", []observe.Flow{server(100, 0), client(byZero, 100, elsewhere)}, []string{"linger-zero warning"}},
+		{"as many, but for chance", []observe.Flow{server(119, 0), client(byZero, 100, nil)}, []string{"linger-zero warning"}},
+		{"many others", []observe.Flow{server(120, 0), client(byZero, 100, nil)}, []string{"linger-zero warning", "peer-resets info"}},
+		{"a small share of others", []observe.Flow{server(1020, 0), client(byZero, 1000, nil)}, []string{"linger-zero warning"}},
+		{"late data", []observe.Flow{server(100, 0), client(late, 100, nil)}, []string{"late-data info", "peer-resets info"}},
+		{"what is not told", []observe.Flow{server(20, 0), client(byZero, 9, nil)}, []string{"peer-resets info"}},
+		{"another service", []observe.Flow{server(100, 0), client(byZero, 100, func(f *observe.Flow) { f.Service = peerNo(1) })},
+			[]string{"linger-zero warning", "peer-resets info"}},
+		{"the same side", []observe.Flow{server(100, 0), flow(another, byZero, 100, 0)}, []string{"linger-zero warning", "peer-resets info"}},
+		{"loopback", []observe.Flow{changed(server(100, 0), onLoopback), client(byZero, 100, onLoopback)}, []string{"linger-zero warning"}},
+		{"another loopback", []observe.Flow{changed(server(100, 0), onLoopback), client(byZero, 100, func(f *observe.Flow) {
+			onLoopback(f)
+			elsewhere(f)
+		})}, []string{"linger-zero warning", "peer-resets info"}},
+	} {
+		t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
+			qt.Check(t, qt.DeepEquals(brief(judge(t, saw(tt.flows...))), tt.want))
+		})
+	}
 }
 
 // A host that does a lot, and does it right, is told nothing.

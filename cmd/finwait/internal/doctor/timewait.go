@@ -47,12 +47,12 @@ func findTimeWaitLarge(h *observe.Host, n *observe.Netns) []Finding {
 	f := Finding{
 		Severity: Info,
 		Subject:  "TIME_WAIT",
-		Summary:  fmt.Sprintf("%s sockets in TIME_WAIT, which is harmless by itself", number(count)),
+		Summary:  fmt.Sprintf("%s sockets in TIME_WAIT, which is harmless by itself", prose.Number(count)),
 		Facts:    timeWaitFacts(n),
 	}
 	if size, ok := miniSocketBytes(&h.Memory, n); ok {
 		f.Facts = append(f.Facts, Fact{"memory_bytes", size})
-		f.Summary += ": " + bytes(size) + " of kernel memory in all"
+		f.Summary += ": " + prose.Bytes(size) + " of kernel memory in all"
 	}
 	return []Finding{f}
 }
@@ -90,7 +90,7 @@ func higherLimit(m *observe.Memory, limit int64) []Setting {
 	}
 	note := "the kernel's default is half of the slots of its table of connections"
 	if m.MiniSocket > 0 {
-		note += "; so many take " + bytes(higher*max(m.MiniSocket, m.MiniSocketIPv6))
+		note += "; so many take " + prose.Bytes(higher*max(m.MiniSocket, m.MiniSocketIPv6))
 	}
 	return []Setting{{fmt.Sprintf("net.ipv4.tcp_max_tw_buckets = %d", higher), note}}
 }
@@ -119,7 +119,7 @@ func findTimeWaitLimit(h *observe.Host, n *observe.Netns) []Finding {
 		Severity: Warning,
 		Subject:  "TIME_WAIT",
 		Summary: fmt.Sprintf("%s sockets in TIME_WAIT%s, of %s that there may be",
-			number(n.States[tracer.StateTimeWait]), andOrphans(n), number(uint64(limit))),
+			prose.Number(n.States[tracer.StateTimeWait]), andOrphans(n), prose.Number(uint64(limit))),
 		Facts:   timeWaitFacts(n),
 		Sysctls: higherLimit(&h.Memory, limit),
 	}}
@@ -158,7 +158,7 @@ func findTimeWaitRefused(h *observe.Host, n *observe.Netns) []Finding {
 	f := Finding{
 		Severity: Warning,
 		Subject:  "TIME_WAIT",
-		Summary:  fmt.Sprintf("TIME_WAIT refused to %s, %s a second", prose.Count(refused, "connection", "connections"), rate(h.PerSecond(refused))),
+		Summary:  fmt.Sprintf("TIME_WAIT refused to %s, %s a second", prose.Count(refused, "connection", "connections"), prose.Rate(h.PerSecond(refused))),
 		Facts: append(timeWaitFacts(n), Fact{"refused", refused}, Fact{"refused_per_second", h.PerSecond(refused)},
 			Fact{"refused_in_all", n.Counters["TcpExt.TCPTimeWaitOverflow"]}),
 	}
@@ -166,7 +166,7 @@ func findTimeWaitRefused(h *observe.Host, n *observe.Netns) []Finding {
 	switch {
 	case !ok:
 	case limit > 0 && hadRoom(h, n, limit):
-		f.Summary += fmt.Sprintf(", with room for %s more: it seems that the kernel had no memory for them", number(uint64(limit)-min(uint64(limit), n.MiniSockets)))
+		f.Summary += fmt.Sprintf(", with room for %s more: it seems that the kernel had no memory for them", prose.Number(uint64(limit)-min(uint64(limit), n.MiniSockets)))
 		f.Sysctls = []Setting{} // the limit is not what it fails for
 	default:
 		f.Sysctls = higherLimit(&h.Memory, limit)

@@ -5,6 +5,7 @@ package prose
 import (
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -78,6 +79,21 @@ func Rate(n float64) string {
 		return strconv.FormatFloat(n, 'f', 1, 64)
 	}
 	return Number(uint64(n + 0.5))
+}
+
+// Duration returns a time with no more digits than matter: 2.5 s, 17 min, 5 days.
+func Duration(d time.Duration) string {
+	n, unit := d.Seconds(), "s"
+	for _, next := range []struct {
+		size float64
+		unit string
+	}{{60, "min"}, {60, "h"}, {24, "days"}} {
+		if n < 2*next.size {
+			break
+		}
+		n, unit = n/next.size, next.unit
+	}
+	return strings.TrimSuffix(Rate(n), ".0") + " " + unit
 }
 
 // Bytes returns a size as people read it: 250 B, 33 MB.

@@ -3,6 +3,7 @@ package prose
 import (
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/go-quicktest/qt"
@@ -44,6 +45,12 @@ func TestNumbers(t *testing.T) {
 	}
 	for n, want := range map[uint64]string{0: "0 B", 7: "7 B", 999: "999 B", 1000: "1.0 kB", 33_000_000: "33 MB", 999_900: "1.0 MB", 5e15: "5,000 TB"} {
 		qt.Check(t, qt.Equals(Bytes(n), want))
+	}
+	for d, want := range map[time.Duration]string{
+		0: "0 s", 2500 * time.Millisecond: "2.5 s", 6003 * time.Millisecond: "6 s", 119 * time.Second: "119 s", 2 * time.Minute: "2 min",
+		1013 * time.Second: "17 min", 150 * time.Minute: "2.5 h", 120 * time.Hour: "5 days", 100 * 365 * 24 * time.Hour: "36,500 days",
+	} {
+		qt.Check(t, qt.Equals(Duration(d), want))
 	}
 	qt.Check(t, qt.Equals(Count(1, "file", "files")+", "+Count(1013, "file", "files"), "1 file, 1,013 files"))
 }
