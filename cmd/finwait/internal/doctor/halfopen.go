@@ -145,7 +145,7 @@ func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
 			Severity: Warning,
 			Subject:  e.local.String(),
 			Summary: fmt.Sprintf("%s, from %s, %s without an answer to their SYN-ACK",
-				halfOpenAt(e), prose.Count(uint64(e.halfOpenPeers), "address", "addresses"), number(e.unanswered)),
+				halfOpenAt(e), prose.Count(uint64(e.halfOpenPeers), "address", "addresses"), prose.Number(e.unanswered)),
 			Facts: []Fact{
 				{"half_open", e.halfOpen}, {"synack_retransmitted", e.unanswered}, {"addresses", e.halfOpenPeers}, {"backlog", e.backlog},
 			},
@@ -171,7 +171,7 @@ func findSynFlood(h *observe.Host, n *observe.Netns) []Finding {
 
 // halfOpenAt says how many connections are half-open at an entrance.
 func halfOpenAt(e *entrance) string {
-	text := fmt.Sprintf("%s half-open at %s", number(e.halfOpen), e.local)
+	text := fmt.Sprintf("%s half-open at %s", prose.Number(e.halfOpen), e.local)
 	if e.halfOpen > 0 && e.halfOpen >= e.backlog {
 		text += ", as many as fit"
 	}
@@ -180,7 +180,7 @@ func halfOpenAt(e *entrance) string {
 
 func cookiesSent(h *observe.Host, n *observe.Netns) string {
 	sent := n.Counted["TcpExt.SyncookiesSent"]
-	return fmt.Sprintf("%s SYN cookies sent, %s a second, %s came back", number(sent), rate(h.PerSecond(sent)), number(n.Counted["TcpExt.SyncookiesRecv"]))
+	return fmt.Sprintf("%s SYN cookies sent, %s a second, %s came back", prose.Number(sent), prose.Rate(h.PerSecond(sent)), prose.Number(n.Counted["TcpExt.SyncookiesRecv"]))
 }
 
 // floodByCounters tells of a flood that does not show in half-open connections: there is
@@ -192,7 +192,7 @@ func floodByCounters(h *observe.Host, n *observe.Netns) []Finding {
 		f.Summary = cookiesSent(h, n)
 	case isFloodOfDrops(h, n):
 		dropped, opened := synsDropped(n), n.Counted["Tcp.PassiveOpens"]
-		f.Summary = fmt.Sprintf("%s SYNs found no room, %s a second, and %s connections came to be", number(dropped), rate(h.PerSecond(dropped)), number(opened))
+		f.Summary = fmt.Sprintf("%s SYNs found no room, %s a second, and %s connections came to be", prose.Number(dropped), prose.Rate(h.PerSecond(dropped)), prose.Number(opened))
 		f.Facts = []Fact{{"opened", opened}}
 	default:
 		return nil

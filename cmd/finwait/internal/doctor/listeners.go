@@ -108,7 +108,7 @@ func slowAcceptAt(h *observe.Host, n *observe.Netns, e *entrance, slow []*observ
 	f := Finding{
 		Severity: Warning,
 		Subject:  e.local.String(),
-		Summary:  fmt.Sprintf("%s at %s: %s of %s wait", acceptsHow(h, n, e, l), e.local, number(uint64(l.Queue)), number(room(l))),
+		Summary:  fmt.Sprintf("%s at %s: %s of %s wait", acceptsHow(h, n, e, l), e.local, prose.Number(uint64(l.Queue)), prose.Number(room(l))),
 		Facts:    []Fact{{"waiting", uint64(l.Queue)}, {"waiting_before", uint64(l.QueueBefore)}, {"backlog", uint64(l.Backlog)}},
 	}
 	if isAlwaysFull(l) {
@@ -136,7 +136,7 @@ func acceptsHow(h *observe.Host, n *observe.Netns, e *entrance, l *observe.Liste
 	case !acceptsNone(h, n, e, l):
 		return who + " does not keep up with accept"
 	case h.Watched() > 0:
-		return who + " accepted none in " + rate(h.Watched().Seconds()) + " s"
+		return who + " accepted none in " + prose.Rate(h.Watched().Seconds()) + " s"
 	}
 	return who + " accepted none"
 }
@@ -161,7 +161,7 @@ func sayDrops(f *Finding, h *observe.Host, n *observe.Netns, e *entrance) {
 		f.Summary += ", as many as fit"
 		return
 	}
-	f.Summary += fmt.Sprintf("; %s dropped, %s a second", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), rate(h.PerSecond(overflows)))
+	f.Summary += fmt.Sprintf("; %s dropped, %s a second", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), prose.Rate(h.PerSecond(overflows)))
 	isElsewhere := func(l *observe.Listener) bool { return l.Local != e.local }
 	if slices.ContainsFunc(mayOverflow(h, n), isElsewhere) {
 		f.Summary += ", here and at other listeners"
@@ -250,7 +250,7 @@ func findAcceptOverflow(h *observe.Host, n *observe.Netns) []Finding {
 	if abort == 1 || h.PerSecond(overflows) >= manyOverflows && float64(overflows) >= overflowShare*float64(overflows+opened) {
 		f.Severity = Critical
 	}
-	f.Summary = fmt.Sprintf("%s dropped, %s a second, because ", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), rate(h.PerSecond(overflows)))
+	f.Summary = fmt.Sprintf("%s dropped, %s a second, because ", prose.Count(overflows, "SYN or ACK", "SYNs or ACKs"), prose.Rate(h.PerSecond(overflows)))
 	f.Sysctls = moreConnections(n, nameOverflowing(&f, h, n))
 	if abort == 1 {
 		f.Sysctls = append(f.Sysctls, Setting{"net.ipv4.tcp_abort_on_overflow = 0", "the default: the client tries again instead of being reset"})
@@ -267,7 +267,7 @@ func nameOverflowing(f *Finding, h *observe.Host, n *observe.Netns) *observe.Lis
 	which := "an accept queue was full"
 	if len(likely) == 1 {
 		l := likely[0]
-		whose := fmt.Sprintf("of %s at %s (backlog %s)", listenerName(l), l.Local, number(uint64(l.Backlog)))
+		whose := fmt.Sprintf("of %s at %s (backlog %s)", listenerName(l), l.Local, prose.Number(uint64(l.Backlog)))
 		which += ", most likely that " + whose
 		if len(may) == 1 {
 			which = "the accept queue " + whose + " was full"
