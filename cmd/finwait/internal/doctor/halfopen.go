@@ -78,12 +78,17 @@ func flooded(h *observe.Host, n *observe.Netns) []*entrance {
 		if !isMany || 2*late < all || slices.ContainsFunc(e.listeners, isFull) {
 			return true
 		}
-		opened := n.Counted["Tcp.PassiveOpens"] // of all listeners, if its own are not known
-		if isExact(h.Traffic) {
-			opened = e.opened
-		}
-		return lateRate(h, n, e) <= h.PerSecond(opened) && synsDropped(n) == 0
+		return lateRate(h, n, e) <= h.PerSecond(openedAtMost(h, n, e)) && synsDropped(n) == 0
 	})
+}
+
+// openedAtMost returns how many connections came to be at an entrance, at the most: its
+// own, if they are known, with all that was lost, or else those of all listeners.
+func openedAtMost(h *observe.Host, n *observe.Netns, e *entrance) uint64 {
+	if t := h.Traffic; t != nil && t.Source == observe.SourceKernel && t.Flows != nil && t.Unplaced == 0 {
+		return e.opened + t.Lost
+	}
+	return n.Counted["Tcp.PassiveOpens"]
 }
 
 // lateRate returns how many connections a second stay half-open at an entrance, at the

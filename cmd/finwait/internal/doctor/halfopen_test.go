@@ -60,6 +60,8 @@ func TestHalfOpen(t *testing.T) {
 		{"a hundred given up, and fewer come to be", synFlood, both(gaveUpAt(50), beforeToo, opened(49)), warning},
 		{"given up in a log", synFlood, both(halfOpen(4096, 0, 0), gaveUp(tracer.ReasonTimeoutHandshake, 150), fromLog), none},
 		{"a hundred, and many come to another port", synFlood, both(halfOpen(4096, 100, 100), grown(passive, 1000)), warning},
+		{"a hundred, many come to another port, and one is lost", synFlood, both(halfOpen(4096, 100, 100), grown(passive, 1000), lost(1)), warning},
+		{"a hundred, and many are lost", synFlood, both(halfOpen(4096, 100, 100), grown(passive, 1000), lost(1000)), none},
 		{"a hundred, and many come to some port", synFlood, both(halfOpen(4096, 100, 100), noTraffic, grown(passive, 1000)), none},
 		{"a hundred, and nothing else is known", synFlood, both(halfOpen(4096, 100, 100), noTraffic), warning},
 		{"many come to be and SYNs are dropped", synFlood, both(halfOpen(128, 100, 100), opened(1000), grown(dropped, 1)), warning},
@@ -207,4 +209,8 @@ func TestBusyHostOpensWell(t *testing.T) {
 			qt.Check(t, qt.IsNil(found(r, h)), qt.Commentf(r.ID))
 		}
 	}
+}
+
+func lost(n uint64) change {
+	return func(h *observe.Host, _ *observe.Netns) { h.Traffic.Lost = n }
 }

@@ -38,7 +38,6 @@ func sysctlIs(name, value string) change {
 	return func(_ *observe.Host, n *observe.Netns) { n.Sysctls[name] = value }
 }
 
-func lost(h *observe.Host, _ *observe.Netns)    { h.Traffic.Lost = 1 }
 func fromLog(h *observe.Host, _ *observe.Netns) { h.Traffic.Source = observe.SourceLog }
 func unwatched(h *observe.Host, _ *observe.Netns) {
 	h.Ended = h.Began
@@ -70,7 +69,7 @@ func TestListeners(t *testing.T) {
 		{"ten wait, by the counters", slowAccept, both(queue(1024, 10, 33), noTraffic, grown(passive, 23)), warning},
 		{"ten wait and others come, by the counters", slowAccept, both(queue(1024, 10, 33), noTraffic, grown(passive, 24)), none},
 		{"ten wait and nothing else is known", slowAccept, both(queue(1024, 10, 33), noTraffic), none},
-		{"ten wait and some is lost", slowAccept, both(queue(1024, 10, 33), opened(23), lost), none},
+		{"ten wait and some is lost", slowAccept, both(queue(1024, 10, 33), opened(23), lost(1)), none},
 		{"ten wait and a log is of another time", slowAccept, both(queue(1024, 10, 33), opened(23), fromLog), none},
 		{"one of two on a port is full", slowAccept, both(queue(4, 0, 0), queue(4, 5, 5), opened(1000)), critical},
 
