@@ -41,19 +41,21 @@ func checkHealthy(t *testing.T, w *town, ends uint64) {
 	stop := w.bustle()
 	defer stop()
 	p := &patient{t, w.server}
-	var rate float64
+	var rate, alone float64
 	for range 3 { // others may need the machine
+		alone = w.rate()
 		d := p.diagnose()
 		qt.Assert(t, qt.DeepEquals(d.ids(), nil), qt.Commentf("%+v", d.Findings))
 		qt.Assert(t, qt.Equals(d.code, 0))
 		qt.Check(t, qt.Equals(d.Traffic.Lost, 0))
 		rate = float64(d.Traffic.Opened/ends) / d.Traffic.Until.Sub(d.Traffic.Since).Seconds()
-		t.Logf("%.0f connections a second, %v", rate, d.Sockets)
+		t.Logf("%.0f connections a second, %.0f without the doctor, %v", rate, alone, d.Sockets)
 		if rate >= healthyRate {
 			break
 		}
 	}
-	qt.Check(t, qt.IsTrue(rate >= healthyRate), qt.Commentf("%.0f connections a second", rate))
+	// A machine that makes hardly so many by itself has shown what it can.
+	qt.Check(t, qt.IsTrue(rate >= min(healthyRate, 0.6*alone)), qt.Commentf("%.0f connections a second", rate))
 	qt.Check(t, qt.Equals(w.failed.Load(), 0))
 }
 
@@ -99,7 +101,15 @@ type town struct {
 	t              *testing.T
 	server, client *netns.NS
 	addr           netip.Addr
-	failed         atomic.Uint64
+	made, failed   atomic.Uint64
+}
+
+// rate returns how many connections a second are made now.
+func (w *town) rate() float64 {
+	const spell = 500 * time.Millisecond
+	before := w.made.Load()
+	time.Sleep(spell)
+	return float64(w.made.Load()-before) / spell.Seconds()
 }
 
 const (
@@ -123,6 +133,7 @@ func (w *town) bustle() (stop func()) {
 			w.client.Do(func() {
 				for !stopping.Load() {
 					w.note(w.ask(listener))
+					w.made.Add(1)
 				}
 			})
 		})
