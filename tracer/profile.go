@@ -321,7 +321,7 @@ func (h *Histogram) Merge(other *Histogram) {
 	h.sumHigh += other.sumHigh + carry
 }
 
-// Add counts one time. It is for tests; a tracer's histograms are the kernel's.
+// Add counts one time, of what is not a tracer's: those histograms are the kernel's.
 func (h *Histogram) Add(d time.Duration) {
 	ns := uint64(max(d, 0))
 	h.Buckets[bucketOf(max(d, 0))]++

@@ -18,13 +18,8 @@ import (
 	"github.com/finwait/finwait/tracer"
 )
 
-const (
-	// minDoctorWatch is how long there must be between two looks for what differs to say
-	// anything.
-	minDoctorWatch = time.Second
-	// maxDoctorWatch is how long a tracer that keeps all flows may watch.
-	maxDoctorWatch = 24 * time.Hour
-)
+// maxDoctorWatch is how long a tracer that keeps all flows may watch.
+const maxDoctorWatch = 24 * time.Hour
 
 // doctorFlags is what the flags of doctor say.
 type doctorFlags struct {
@@ -207,8 +202,8 @@ func (f *doctorFlags) check(flags *pflag.FlagSet) error {
 		return usagef("unknown --source %q (want auto, agent or kernel)", f.source)
 	}
 	switch {
-	case f.watch < minDoctorWatch:
-		return usagef("--for %v is too short to tell anything (want %v or more)", f.watch, minDoctorWatch)
+	case f.watch < observe.Shortest:
+		return usagef("--for %v is too short to tell anything (want %v or more)", f.watch, observe.Shortest)
 	case f.watch > maxDoctorWatch:
 		return usagef("--for %v is too long (want 24h or less); finwait serve watches for good", f.watch)
 	case f.logOnly && len(f.replay) == 0:

@@ -17,9 +17,9 @@ type entrance struct {
 	halfOpenBefore, halfOpen, unanswered uint64
 	halfOpenPeers                        int
 
-	// What follows is known from traffic alone, which a log has of another time. opened is the number of connections that
-	// came to be; gaveUp and reset are half-open ones that ended without an answer, and by
-	// the client's reset.
+	// What follows is known from traffic alone, that of now. opened is the number of
+	// connections that came to be; gaveUp and reset are half-open ones that ended without
+	// an answer, and by the client's reset.
 	opened, gaveUp, reset uint64
 }
 
@@ -42,9 +42,10 @@ func entrancesOf(h *observe.Host, n *observe.Netns) []*entrance {
 		e.unanswered += uint64(l.Unanswered)
 		e.halfOpenPeers += l.HalfOpenPeers
 	}
-	for i := range flowsOf(h) {
-		f := &h.Traffic.Flows[i]
-		if h.Traffic.Source == observe.SourceLog || f.Netns != n.Inode || f.Role != tracer.RoleServer {
+	flows := flowsNow(h)
+	for i := range flows {
+		f := &flows[i]
+		if f.Netns != n.Inode || f.Role != tracer.RoleServer {
 			continue
 		}
 		for _, local := range localsFor(f.Service) {

@@ -36,12 +36,20 @@ func tells(t tracer.Transition) bool {
 type Flows struct {
 	traffic Traffic
 	flows   map[FlowKey]*Flow
-	chance  *rand.Rand // begins the same each time, so that a log says the same each time
+	rest    *Flow             // of what found no room, which nobody looks at
+	comms   map[string]string // each the same as its key, so that a name is kept once
+	chance  *rand.Rand        // begins the same each time, so that a log says the same each time
 }
 
 // NewFlows returns one that has seen nothing yet.
 func NewFlows(source Source) *Flows {
-	return &Flows{traffic: Traffic{Source: source}, flows: map[FlowKey]*Flow{}, chance: rand.New(rand.NewPCG(0, 0))}
+	return &Flows{
+		traffic: Traffic{Source: source},
+		flows:   map[FlowKey]*Flow{},
+		rest:    newFlow(FlowKey{}),
+		comms:   map[string]string{},
+		chance:  rand.New(rand.NewPCG(0, 0)),
+	}
 }
 
 // AddEvent adds a transition. ratio is the share of connections that was recorded, 0 if
@@ -52,7 +60,7 @@ func (f *Flows) AddEvent(ev *tracer.Event, ratio float64) {
 	}
 	n := f.weight(ratio)
 	f.span(ev.Time)
-	flow := f.flow(FlowKey{Netns: ev.Netns, Role: ev.Role, Owner: processOf(&ev.Owner)}, ev.Local, ev.Remote)
+	flow := f.flow(FlowKey{Netns: ev.Netns, Role: ev.Role, Owner: f.processOf(&ev.Owner)}, ev.Local, ev.Remote)
 	switch ev.New {
 	case tracer.StateEstablished:
 		f.opened(flow, n)
@@ -71,7 +79,7 @@ func (f *Flows) AddEvent(ev *tracer.Event, ratio float64) {
 func (f *Flows) AddConn(c *tracer.Conn, ratio float64) {
 	n := f.weight(ratio)
 	f.span(c.End)
-	flow := f.flow(FlowKey{Netns: c.Netns, Role: c.Role, Owner: processOf(&c.Owner)}, c.Local, c.Remote)
+	flow := f.flow(FlowKey{Netns: c.Netns, Role: c.Role, Owner: f.processOf(&c.Owner)}, c.Local, c.Remote)
 	var last tracer.Visit
 	for i, v := range c.Walk() {
 		// The tracer found an older connection in the first state, and has not seen it enter.
@@ -146,7 +154,7 @@ func (f *Flows) flow(key FlowKey, local, remote netip.AddrPort) *Flow {
 		return flow
 	case len(f.flows) >= maxFlows:
 		f.traffic.Unplaced++
-		return newFlow(key)
+		return f.rest
 	}
 	flow = newFlow(key)
 	f.flows[key] = flow
@@ -213,9 +221,18 @@ func (f *Flow) size() uint64 {
 	return max(f.Opened, ended)
 }
 
-func processOf(o *tracer.Owner) Process {
+// processOf returns the process. It allocates for a name that it does not know, and not
+// for each event.
+func (f *Flows) processOf(o *tracer.Owner) Process {
 	if o.Origin == tracer.OriginUnknown {
 		return Process{}
 	}
-	return Process{PID: o.PID, Comm: string(o.Comm())}
+	comm, known := f.comms[string(o.Comm())]
+	if !known {
+		comm = string(o.Comm())
+		if len(f.comms) < maxFlows {
+			f.comms[comm] = comm
+		}
+	}
+	return Process{PID: o.PID, Comm: comm}
 }

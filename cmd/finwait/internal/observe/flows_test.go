@@ -235,3 +235,23 @@ func TestTrafficRate(t *testing.T) {
 	two := &Traffic{Since: start, Until: start.Add(2 * time.Second)}
 	qt.Check(t, qt.Equals(two.Rate(7), 3.5))
 }
+
+// What is known already, and what finds no room, takes no memory for each event.
+func TestFlowsDoNotAllocate(t *testing.T) {
+	f := NewFlows(SourceKernel)
+	ev := tracer.Event{
+		Time: start, Role: tracer.RoleClient, Local: client, Remote: server, DwellKnown: true, Dwell: time.Second,
+		Transition: tracer.Transition{Old: tracer.StateSynSent, New: tracer.StateEstablished},
+		Owner:      tracer.Owner{Origin: tracer.OriginConnect, PID: 1},
+	}
+	ev.Owner.SetComm("one")
+	add := func() { f.AddEvent(&ev, 0) }
+	qt.Check(t, qt.Equals(testing.AllocsPerRun(100, add), 0))
+	for pid := range uint32(maxFlows) {
+		ev.Owner.PID = pid
+		add()
+	}
+	ev.Owner.PID = maxFlows
+	qt.Check(t, qt.Equals(testing.AllocsPerRun(100, add), 0))
+	qt.Check(t, qt.Equals(f.Traffic().Unplaced, 101))
+}
